@@ -1,0 +1,202 @@
+"""Every extension point on one page, the small types they pass, and how a plug-in is found.
+
+A plug-in is a file; its name is its registration: `graders/numeric.py` is the grader `numeric` and exports `PLUGIN`.
+Nothing here imports torch, and nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftlab.errors import UserError, unknown_name
+
+PLUGINS_VARIABLE = "PEFTLAB_PLUGINS"
+
+
+# ---------------------------------------------------------------------------------------------- data that travels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One row of a task, ready to be shown to a model.
+
+    Attributes:
+        item: Hash of the row's source columns; the same row has the same id in every run.
+        prompt: Text shown to the model.
+        target: Text that the model should continue with (empty for classification).
+        reference: What the grader compares with: gold text, a label index or a number.
+        choices: Texts to choose between (`kind: choose`), else empty.
+        pair: The one or two texts of a classification row, else empty.
+        cluster: Id shared by rows with a common source (a passage), or None.
+        columns: The task's columns of this row, as text; what overlap is measured on.
+        messages: Turns for a chat template, or empty.
+    """
+
+    item: str
+    prompt: str = ""
+    target: str = ""
+    reference: Any = None
+    choices: tuple[str, ...] = ()
+    pair: tuple[str, ...] = ()
+    cluster: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A tokenised prompt for an engine: token ids, its own limit, and the method's extra forward inputs."""
+
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    forward_inputs: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What an engine returned for one prompt.
+
+    `finish` is `stop` (EOS or stop string), `length` (limit reached) or `prompt_too_long` (nothing was generated).
+    `token_ids` is None for engines that return text only.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] | None
+    finish: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model said about one example: text, or a chosen index, or a number."""
+
+    text: str | None = None
+    index: int | None = None
+    scores: tuple[float, ...] = ()
+    value: float | None = None
+    finish: str | None = None
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grade:
+    """A grader's judgement: `score` in [0, 1] (or a loss), the parsed answer, and whether one was found."""
+
+    score: float
+    answer: str | None
+    valid: bool
+
+
+# ----------------------------------------------------------------------------------------------- extension points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grader:
+    """Judges predictions. `version` is recorded: raise it whenever a grade can change.
+
+    Attributes:
+        grade: (prediction, example, mode) -> Grade.
+        modes: The modes it knows; the first is its default.
+        metric: Name of the mean of its scores (`exact_match`, `acc`, ...).
+        summary: (grades) -> further metrics over the whole set; may be empty.
+    """
+
+    version: int
+    metric: str
+    modes: tuple[str, ...]
+    grade: Callable[[Prediction, Example, str], Grade]
+    summary: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, float]] = lambda grades, examples: {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What a method needs beyond peft. Every field None = peft's own way, written once in `models.py`.
+
+    Attributes:
+        wrap: (base, adapter config, calibration rows) -> module.
+        forward_inputs: (batch) -> extra model inputs (task ids, invocation masks).
+        extra_loss: (model, step) -> the method's own objective, a scalar tensor; None: found by measurement.
+        after_step: (model, step); None: the tuner's `update_and_allocate` where it has one.
+        state: (model) -> plain tensors and numbers that a resume needs; with `load_state(model, state)`.
+        save: (model, folder), with `load(base, folder) -> module`.
+    """
+
+    wrap: Callable[..., Any] | None = None
+    forward_inputs: Callable[..., Mapping[str, Any]] | None = None
+    extra_loss: Callable[..., Any] | None = None
+    after_step: Callable[..., None] | None = None
+    state: Callable[..., Mapping[str, Any]] | None = None
+    load_state: Callable[..., None] | None = None
+    save: Callable[..., None] | None = None
+    load: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """An engine opened on one model: `generate` keeps the order of its prompts; `close` frees what it holds."""
+
+    generate: Callable[[Sequence[Prompt], Mapping[str, Any]], list[Completion]]
+    close: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Generates text. `open(source)` takes a `models.Built` or an endpoint's settings and returns a `Session`."""
+
+    open: Callable[..., Session]
+    returns_token_ids: bool = True
+
+
+KINDS: Mapping[str, type] = {"graders": Grader, "engines": Engine, "methods": Method}
+
+
+# -------------------------------------------------------------------------------------------------------- look-up
+
+
+def names(kind: str) -> list[str]:
+    """Names of the plug-ins of one kind that peftlab brings, in alphabetical order."""
+    package = importlib.import_module(f"peftlab.{kind}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+
+
+def find(kind: str, name: str) -> Any:
+    """The plug-in `name` of `kind` (`graders`, `engines`, `methods`).
+
+    `package.module:attr` names code outside peftlab. It is imported only when the user named its package with
+    `--plugins` (or in the variable PEFTLAB_PLUGINS); a received config alone never runs code.
+
+    Raises:
+        UserError: No such plug-in, a package the user did not name, or an attribute of the wrong type.
+    """
+    if ":" in name:
+        return _outside(kind, name)
+    known = names(kind)
+    if name not in known:
+        raise unknown_name(kind.rstrip("s"), name, known)
+    return importlib.import_module(f"peftlab.{kind}.{name}").PLUGIN
+
+
+def _outside(kind: str, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    package = module_name.split(".")[0]
+    allowed = {part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(",") if part.strip()}
+    if package not in allowed:
+        raise UserError(
+            f"the config names code outside peftlab: '{name}'",
+            fix=f"if you trust the package, allow it yourself: --plugins {package}",
+        )
+    try:
+        plugin = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"cannot load the plug-in '{name}': {error}", fix="check the module and attribute") from error
+    if not isinstance(plugin, KINDS[kind]):
+        raise UserError(
+            f"'{name}' is a {type(plugin).__name__}, not a {KINDS[kind].__name__}",
+            fix=f"export a peftlab.protocols.{KINDS[kind].__name__}",
+        )
+    return plugin

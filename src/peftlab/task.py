@@ -1,0 +1,273 @@
+"""Load and check a task file, turn rows into Examples, render prompts, and say what of a task is in which key.
+
+A task is data: one YAML. Rows that need code have one small file of the same name with `convert(row) -> row`.
+Reading data sets is `data.py`'s work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import string
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from peftlab.digest import digest
+from peftlab.errors import UserError, unknown_name
+from peftlab.protocols import Example
+from peftlab.settings import Settings, declared, read_yaml, setting, validated
+
+TASK_FOLDER = Path(__file__).parent / "tasks"
+PARTS = ("train", "valid", "test")
+Part = Literal["train", "valid", "test"]
+Row = Mapping[str, Any]
+
+
+class Source(Settings):
+    """Where rows come from: a data set (hub id or local folder) or a generator; which of them, and how many."""
+
+    dataset: str | None = setting(None, "hub id, or a folder or file starting with ./ or /")
+    generator: str | None = setting(None, "name of a reasoning-gym generator")
+    version: str | None = setting(None, "version of the generator library whose rows are meant")
+    options: dict[str, Any] = setting({}, "options of the generator")
+    seed: int | None = setting(None, "the generator's seed")
+    size: int | None = setting(None, "rows to generate", gt=0)
+    subset: str | None = setting(None, "the data set's config name")
+    revision: str | None = setting(None, "commit of the data set")
+    split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
+    sample: int | float | None = setting(None, "rows drawn at random by data_seed: a count, or a ratio below 1")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        if (self.dataset is None) == (self.generator is None):
+            raise ValueError("give either 'dataset' or 'generator'")
+        if self.generator is not None and (self.seed is None or self.size is None):
+            raise ValueError("a generator needs 'seed' and 'size'")
+        if self.dataset is not None and self.split is None:
+            raise ValueError("a dataset needs 'split'")
+        if self.sample is not None and self.sample <= 0:
+            raise ValueError("'sample' must be above 0")
+        if isinstance(self.sample, float) and self.sample >= 1:
+            raise ValueError("'sample' is a count (an integer) or a ratio below 1")
+        return self
+
+    @property
+    def pool(self) -> str:
+        """Names the set of rows that this source draws from; parts with equal pools must be disjoint."""
+        if self.generator is not None:
+            return digest({"generator": self.generator, "options": self.options})
+        assert self.split is not None
+        return digest({"dataset": self.dataset, "subset": self.subset, "split": self.split.partition("[")[0]})
+
+
+class GraderChoice(Settings):
+    """Which grader judges the task; the first mode is the primary one."""
+
+    name: str = setting(..., "a grader's name, or package.module:attr", key="none")
+    modes: tuple[str, ...] = setting((), "modes to report; the first is primary", key="none", strict=False)
+
+
+class Task(Settings):
+    """A task file, checked. `name` is the file's stem."""
+
+    name: str = setting(..., "the file's stem", key="none")
+    version: Literal[1] = setting(..., "version of the task file format", key="none")
+    kind: Literal["generate", "choose", "classify"] = setting(..., "how it is trained and scored")
+    description: str = setting("", "one sentence", key="none")
+    citation: str = setting("", "paper or source", key="none")
+    licence: str = setting("", "licence of the data", key="none")
+    train: Source | None = setting(None, "training rows")
+    valid: Source | None = setting(None, "validation rows", key="eval")
+    test: Source | None = setting(None, "test rows", key="eval")
+    columns: dict[str, str | tuple[str, ...]] = setting({}, "our name: the data's name, or several to try", strict=False)
+    prompt: str = setting("", "template over the columns")
+    target: str = setting("", "template of what is to be written after the prompt")
+    reference: str = setting("answer", "column that the grader compares with", key="eval")
+    choices: str = setting("", "column that holds the choices (kind: choose)", key="eval")
+    pair: tuple[str, ...] = setting((), "one or two text columns (kind: classify)", strict=False)
+    labels: tuple[str, ...] = setting((), "names of the classes, by label number (kind: classify)", strict=False)
+    separator: str = setting("\n\n", "text between few-shot examples", key="eval")
+    stop: tuple[str, ...] = setting((), "strings that end a generated answer", key="eval", strict=False)
+    max_new_tokens: int | None = setting(None, "this task's own generation limit", key="eval", gt=0)
+    grader: GraderChoice = setting(..., "grader and modes", key="none")
+    metrics: dict[str, Literal["higher", "lower"]] = setting(..., "metric: direction; the first is primary", key="none")
+    allow_overlap: float = setting(0.01, "share of test items that may stand in the training rows", key="none", ge=0)
+    convert: str | None = setting(None, "digest of the same-stem .py, filled in by `load`", baseline=None)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Task:
+        needed = {"generate": ("prompt", "target"), "choose": ("prompt", "target", "choices"), "classify": ("pair", "labels")}
+        missing = [name for name in needed[self.kind] if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"kind '{self.kind}' needs {', '.join(missing)}")
+        if len(self.pair) > 2:
+            raise ValueError("'pair' names one or two columns")
+        for name in ("prompt", "target"):
+            for column in template_fields(getattr(self, name)):
+                if column not in self.columns and column != "choice":
+                    raise ValueError(f"'{name}' uses {{{column}}}, which is not among 'columns': {sorted(self.columns)}")
+        if not self.metrics:
+            raise ValueError("'metrics' must name at least one metric")
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric named first."""
+        return next(iter(self.metrics))
+
+    def identity(self) -> dict[str, Any]:
+        """What of the task can change trained weights: prompt, columns, sources that training rows depend on."""
+        plain = declared(self, "train")
+        plain.pop("train", None)
+        if self.train is not None:
+            plain["train"] = declared(self.train, "train")
+            for part in ("valid", "test"):
+                source = getattr(self, part)
+                if source is not None and source.pool == self.train.pool:
+                    plain[part] = declared(source, "train")
+        return plain
+
+    def evaluation_identity(self, part: Part) -> dict[str, Any]:
+        """What of the task can change the predictions on one part."""
+        source = getattr(self, part)
+        fields = {name: value for name, value in declared(self, "eval").items() if name not in PARTS}
+        return {
+            "part": part,
+            "source": declared(source, "train") if source else None,
+            "kind": self.kind,
+            "columns": self.model_dump(mode="json")["columns"],
+            "prompt": self.prompt,
+            "target": self.target,
+            **({"pair": list(self.pair)} if self.pair else {}),
+            **({"convert": self.convert} if self.convert else {}),
+            **{name: value for name, value in fields.items() if name not in ("max_new_tokens", "stop")},
+        }
+
+
+def available() -> list[str]:
+    """Names of the tasks that peftlab brings."""
+    return sorted(path.stem for path in TASK_FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Task:
+    """Read the task `name`: one that peftlab brings, or the path of a YAML file of your own.
+
+    Raises:
+        UserError: No such task, or a mistake in its file.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TASK_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent != TASK_FOLDER or "/" in name:
+            raise UserError(f"task file not found: {path}", fix="give a task's name (peftlab list tasks) or a YAML's path")
+        raise unknown_name("task", name, available())
+    data = read_yaml(path)
+    if "name" in data or "convert" in data:
+        raise UserError(f"{path}: 'name' and 'convert' are filled in by peftlab", fix="remove them from the file")
+    code = path.with_suffix(".py")
+    if code.is_file():
+        if path.parent != TASK_FOLDER:
+            raise UserError(
+                f"{code} would run as part of the task; only tasks that peftlab brings may have code",
+                fix="write the rows to a file in the shape that the YAML describes, and remove the .py",
+            )
+        data["convert"] = digest(code.read_text(encoding="utf-8"))
+    return validated(Task, {"name": path.stem, **data}, where=str(path))
+
+
+@cache
+def _converter(name: str) -> Callable[[Row], Row]:
+    spec = importlib.util.spec_from_file_location(f"peftlab.tasks.{name}", TASK_FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    converter: Callable[[Row], Row] = module.convert
+    return converter
+
+
+# -------------------------------------------------------------------------------------------- rows into examples
+
+
+def template_fields(template: str) -> list[str]:
+    """Names used by a template, in order; only plain `{name}` fields are allowed.
+
+    Raises:
+        ValueError: An attribute, an index, a conversion or a format spec, which could reach into objects.
+    """
+    fields = []
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template {template!r}: {error}") from None
+    for _, name, spec, conversion in parsed:
+        if name is None:
+            continue
+        if not name.isidentifier() or spec or conversion:
+            raise ValueError(f"template {template!r}: only plain fields like {{question}} are allowed, not {{{name}}}")
+        fields.append(name)
+    return fields
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Put values into a template's plain `{name}` fields; values are never parsed as templates."""
+    pieces = []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        pieces.append(literal)
+        if name is not None:
+            pieces.append(str(values[name]))
+    return "".join(pieces)
+
+
+def examples(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """Turn raw rows into Examples, in order. An item's id is the hash of its task columns.
+
+    Raises:
+        UserError: A column that the data has not.
+    """
+    convert = _converter(task.name) if task.convert else None
+    result = []
+    for row in rows:
+        converted = convert(row) if convert else row
+        result.append(_example(task, {name: _pick(task, converted, names) for name, names in task.columns.items()}))
+    return result
+
+
+def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
+    for name in (names,) if isinstance(names, str) else names:
+        if name in row:
+            return row[name]
+    raise UserError(
+        f"task '{task.name}': the data has no column {names!r}; it has {sorted(row)}",
+        fix="mend 'columns' in the task file",
+    )
+
+
+def _example(task: Task, values: dict[str, Any]) -> Example:
+    plain = {name: value for name, value in values.items() if not isinstance(value, (list, tuple))}
+    choices = tuple(str(choice) for choice in values[task.choices]) if task.choices else ()
+    reference = values.get(task.reference)
+    target_values = dict(plain)
+    if choices:
+        if not isinstance(reference, int) or not 0 <= reference < len(choices):
+            raise UserError(
+                f"task '{task.name}': reference {reference!r} is no index into its {len(choices)} choices",
+                fix="mend 'reference' or the same-stem .py of the task",
+            )
+        target_values["choice"] = choices[reference]
+    return Example(
+        item=digest({name: value for name, value in values.items()}),
+        prompt=fill(task.prompt, plain),
+        target=fill(task.target, target_values) if task.target else "",
+        reference=reference,
+        choices=tuple(fill(task.target, {**plain, "choice": choice}) for choice in choices),
+        pair=tuple(str(values[name]) for name in task.pair),
+        columns={name: str(value) for name, value in values.items()},
+    )
+
+
+def with_shots(task: Task, example: Example, shots: Sequence[Example]) -> str:
+    """The example's prompt with worked examples before it, joined by the task's separator."""
+    worked = [shot.prompt + shot.target for shot in shots]
+    return task.separator.join([*worked, example.prompt])

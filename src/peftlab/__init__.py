@@ -1,0 +1,81 @@
+"""peftlab: claims about parameter-efficient fine-tuning, made and checked.
+
+The names below are loaded on first use: importing the package touches no device, network or file.
+
+Example:
+    >>> import peftlab
+    >>> sorted(peftlab.__all__)[:3]
+    ['Record', 'RunSpec', 'RunStore']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftlab.errors import UserError
+    from peftlab.record import Record
+    from peftlab.runs import evaluate, run
+    from peftlab.spec import RunSpec, load, parse_overrides
+    from peftlab.store import RunStore
+    from peftlab.verdicts.compare import compare
+
+    __version__: str
+
+__all__ = [
+    "Record",
+    "RunSpec",
+    "RunStore",
+    "UserError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "parse_overrides",
+    "results",
+    "run",
+]
+
+_HOMES = {
+    "Record": "peftlab.record",
+    "RunSpec": "peftlab.spec",
+    "RunStore": "peftlab.store",
+    "UserError": "peftlab.errors",
+    "compare": "peftlab.verdicts.compare",
+    "evaluate": "peftlab.runs",
+    "load": "peftlab.spec",
+    "parse_overrides": "peftlab.spec",
+    "run": "peftlab.runs",
+}
+
+
+def results(folder: str = "results", task: str | None = None) -> list[Record]:
+    """The records of a results folder, finished or not.
+
+    Args:
+        folder: Where `run` wrote them.
+        task: Only the runs that were trained on this task.
+
+    Example:
+        >>> import peftlab
+        >>> peftlab.results("no/such/folder")
+        []
+    """
+    from peftlab.store import RunStore
+
+    return [record for record in RunStore(folder).records() if task is None or record.task == task]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("peftlab")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'peftlab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

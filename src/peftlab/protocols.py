@@ -113,6 +113,13 @@ class Grader:
     summary: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, float]] = lambda grades, examples: {}
 
 
+def metric_name(grader: Grader, mode: str) -> str:
+    """Name of the mean score under a mode: the grader's own for its first mode, else with the mode in it."""
+    if mode == grader.modes[0]:
+        return grader.metric
+    return mode if mode.startswith(grader.metric) else f"{grader.metric}_{mode}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What a method needs beyond peft. Every field None = peft's own way, written once in `models.py`.

@@ -23,6 +23,9 @@ from peftlab.task import load as load_task
 PROTOCOL = 1
 """Raised only when the meaning of a run changes; it is part of every key."""
 
+TEXT_WINDOWS, TEXT_WINDOW_TOKENS = 64, 256
+"""The forgetting text: its first so many windows of so many tokens."""
+
 ADAPTER_FILE = "adapter_config.json"
 PARAMETER_FILES = ("training_params.json", "training_parameters.json")
 BOOKKEEPING = ("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
@@ -34,7 +37,9 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 class ModelSettings(Settings):
     """Which base model, and in what arithmetic."""
 
-    id: str = setting(..., "hub id, local folder (./...), or package:<module>/<file or folder> for one inside a package")
+    id: str = setting(
+        ..., "hub id, local folder (./...), or package:<module>/<file or folder> for one inside a package"
+    )
     revision: str | None = setting(None, "commit of a hub model, or version of the package")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the base weights")
     attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2, ...; null: the library's choice")
@@ -70,7 +75,9 @@ class BatchSettings(Settings):
     per_device_train_batch_size: int = setting(4, "rows per forward pass", gt=0)
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step", gt=0)
     per_device_eval_batch_size: int = setting(50, "rows per evaluation batch", key="eval", gt=0)
-    order: Literal["bucketed", "shuffled", "file"] = setting("bucketed", "seeded shuffle with or without length buckets")
+    order: Literal["bucketed", "shuffled", "file"] = setting(
+        "bucketed", "seeded shuffle with or without length buckets"
+    )
     bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
 
 
@@ -114,7 +121,9 @@ class GenerationSettings(Settings):
     top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
     top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
     num_beams: int = setting(1, "beams", key="eval", gt=0)
-    stop: tuple[str, ...] = setting((), "strings that end an answer; the task may name its own", key="eval", strict=False)
+    stop: tuple[str, ...] = setting(
+        (), "strings that end an answer; the task may name its own", key="eval", strict=False
+    )
     few_shot: int = setting(0, "worked examples from the training rows in every prompt", key="eval", ge=0)
     chat_template: bool = setting(False, "wrap prompts in the tokenizer's chat template", key="eval")
 
@@ -147,6 +156,7 @@ class RunSpec(Settings):
     """One run: what is trained on what, with which seed. Two runs with equal `train_key` are the same run."""
 
     experiment: str = setting(..., "method/name of the folder", key="none")
+    folder: str = setting("", "where the experiment lies", key="none")
     task: Task = setting(...)
     seed: int = setting(0, "drives data order, adapter start, dropout and sampling", ge=0)
     adapter: dict[str, Any] | None = setting(None, "peft's own config; null: full fine-tuning")
@@ -216,24 +226,24 @@ class RunSpec(Settings):
             identity["seed"] = self.seed
         return identity
 
-    def eval_key(self, part: Part, checkpoint: str | int) -> str:
-        """Names one evaluation of this run: rows, prompt, limits and batch of `part`, with the weights of `checkpoint`."""
-        return digest({**self._evaluation(part), "source": {"run": self.train_key, "checkpoint": checkpoint}})
+    def evaluation_key(self, part: Part, source: Mapping[str, Any]) -> str:
+        """Names one evaluation: rows, prompt, limits and batch of `part`, of the weights that `source` identifies."""
+        return digest({**self._evaluation(part), "source": dict(source)})
 
-    def base_eval_key(self, part: Part) -> str:
-        """Names the same evaluation of the bare model; runs that share a base share it."""
-        return digest({**self._evaluation(part), "source": self.base_identity()})
+    def text_key(self, source: Mapping[str, Any]) -> str:
+        """Names the loss on the forgetting text of the weights that `source` identifies."""
+        text = {"name": self.data.forgetting, "windows": TEXT_WINDOWS, "tokens": TEXT_WINDOW_TOKENS}
+        return digest({"protocol": PROTOCOL, "text": text, "source": dict(source)})
+
+    def step_identity(self, step: int) -> dict[str, Any]:
+        """The weights of this run after `step` steps."""
+        return {"run": self.train_key, "step": step}
 
     def base_identity(self) -> dict[str, Any]:
         """The bare model: reference, content and arithmetic."""
         arithmetic = ("id", "revision", "dtype", "attn_implementation", "matmul_precision", "trust_remote_code")
         plain = {name: value for name, value in declared(self.model, "train").items() if name in arithmetic}
         return {**plain, **references.content(self.model.id, self.model.revision)}
-
-    def text_key(self, checkpoint: str | int | None) -> str:
-        """Names the loss on the forgetting text (`checkpoint` None: of the bare model)."""
-        source = self.base_identity() if checkpoint is None else {"run": self.train_key, "checkpoint": checkpoint}
-        return digest({"protocol": PROTOCOL, "text": self.data.forgetting, "source": source})
 
 
 def method_name(adapter: Mapping[str, Any] | None) -> str:
@@ -292,9 +302,51 @@ def load(
         raise UserError(f"{folder}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
     groups = {name: validated(model, plain[name], where=f"{where} [{name}]") for name, model in GROUPS.items()}
     resolved_task = _with_rows(load_task(top["task"]), groups["data"])
-    names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0), "task": resolved_task, "adapter": adapter}
+    names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0)}
+    parts = {"folder": str(folder), "task": resolved_task, "adapter": adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
-    return validated(RunSpec, {**names, **groups}, where=where)
+    return validated(RunSpec, {**names, **parts, **groups}, where=where)
+
+
+def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """A spec for scoring a model as it is, without training: only its evaluation identity is used."""
+    plain: dict[str, Any] = {name: {} for name in GROUPS}
+    top: dict[str, Any] = {}
+    for key, value in {"model.id": model_id, **(overrides or {})}.items():
+        _override(plain, top, key, value)
+    _known_top_level(top, "command line")
+    groups = {name: validated(model, plain[name], where=f"command line [{name}]") for name, model in GROUPS.items()}
+    resolved_task = _with_rows(load_task(task), groups["data"])
+    groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", model_id.rsplit(":", 1)[-1]).strip("-.")
+    return validated(RunSpec, {"experiment": f"base/{name}", "task": resolved_task, **groups}, where="command line")
+
+
+def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, Any]) -> RunSpec:
+    """A finished run's spec with other evaluation settings or another task; what was trained stays what it is.
+
+    Raises:
+        UserError: A setting that would have changed the training.
+    """
+    plain = {name: getattr(spec, name).model_dump(mode="json") for name in GROUPS}
+    plain["train"]["evaluate"] = "all"
+    for key, value in overrides.items():
+        group, _, name = key.partition(".")
+        field = GROUPS[group].model_fields.get(name) if group in GROUPS else None
+        extra = field.json_schema_extra if field is not None else None
+        if field is not None and (not isinstance(extra, dict) or extra["key"] == "train"):
+            raise UserError(
+                f"{key} belongs to the training of {spec.experiment}, which is done",
+                fix="run it with that setting instead",
+            )
+        _override(plain, {}, key, value)
+    groups = {name: validated(model, plain[name], where=f"command line [{name}]") for name, model in GROUPS.items()}
+    resolved = load_task(task) if task is not None else spec.task
+    resolved = _with_rows(resolved, groups["data"])
+    if task is not None:
+        given = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("generation.")}
+        groups["generation"] = _task_limits(groups["generation"], given, resolved)
+    return spec.model_copy(update={**groups, "task": resolved})
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -328,7 +380,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], s
     if adapter is not None and not isinstance(adapter.get("peft_type"), str):
         raise UserError(f"{adapter_path}: 'peft_type' is required", fix='add for example "peft_type": "LORA"')
     if not found and adapter is None:
-        raise UserError(f"{folder} holds no experiment", fix=f"add {PARAMETER_FILES[0]} (and {ADAPTER_FILE} for an adapter)")
+        raise UserError(
+            f"{folder} holds no experiment", fix=f"add {PARAMETER_FILES[0]} (and {ADAPTER_FILE} for an adapter)"
+        )
     where = str(folder / (found[0] if found else PARAMETER_FILES[0]))
     return adapter, read_json(folder / found[0]) if found else {}, where
 
@@ -336,7 +390,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], s
 def _group(parameters: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
     value = parameters.get(name, {})
     if not isinstance(value, dict):
-        raise UserError(f"{where}: '{name}' is a group and must be an object, not {json.dumps(value)}", fix="write {...}")
+        raise UserError(
+            f"{where}: '{name}' is a group and must be an object, not {json.dumps(value)}", fix="write {...}"
+        )
     return value
 
 
@@ -349,7 +405,9 @@ def _override(groups: dict[str, dict[str, Any]], top: dict[str, Any], key: str, 
         return
     if group not in groups:
         guess = nearest(group, GROUPS)
-        raise UserError(f"override '{key}': unknown group '{group}'", fix=f"groups: {', '.join(GROUPS)}; nearest: {guess}")
+        raise UserError(
+            f"override '{key}': unknown group '{group}'", fix=f"groups: {', '.join(GROUPS)}; nearest: {guess}"
+        )
     head, dot, rest = name.partition(".")
     if not dot:
         groups[group][name] = value

@@ -15,14 +15,19 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from peftlab.digest import digest
+from peftlab import references
+from peftlab.digest import digest, file_digest
 from peftlab.errors import UserError, unknown_name
 from peftlab.protocols import Example
 from peftlab.settings import Settings, declared, read_yaml, setting, validated
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
-PARTS = ("train", "valid", "test")
 Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = ("train", "valid", "test")
+CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
+"""Which part takes its rows first where several draw from one pool."""
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json")
+"""Endings of files with rows: JSON Lines, the same compressed, or one JSON list."""
 Row = Mapping[str, Any]
 
 
@@ -48,6 +53,15 @@ class Source(Settings):
             raise ValueError("a generator needs 'seed' and 'size'")
         if self.dataset is not None and self.split is None:
             raise ValueError("a dataset needs 'split'")
+        foreign: tuple[str, ...] = (
+            ("version", "options", "seed", "size") if self.dataset else ("subset", "revision", "split")
+        )
+        if self.dataset is not None and references.is_local(self.dataset):
+            foreign += ("subset", "revision")
+        given = [name for name in foreign if getattr(self, name) not in (None, {})]
+        if given:
+            kind = "generator" if self.generator else "local file or folder" if "subset" in foreign else "dataset"
+            raise ValueError(f"{', '.join(given)} has no meaning for a {kind}")
         if self.sample is not None and self.sample <= 0:
             raise ValueError("'sample' must be above 0")
         if isinstance(self.sample, float) and self.sample >= 1:
@@ -59,8 +73,22 @@ class Source(Settings):
         """Names the set of rows that this source draws from; parts with equal pools must be disjoint."""
         if self.generator is not None:
             return digest({"generator": self.generator, "options": self.options})
-        assert self.split is not None
-        return digest({"dataset": self.dataset, "subset": self.subset, "split": self.split.partition("[")[0]})
+        assert self.dataset is not None
+        split = None if self.dataset.endswith(ROW_FILES) and references.is_local(self.dataset) else self.split_name
+        return digest({"dataset": self.dataset, "subset": self.subset, "split": split})
+
+    @property
+    def split_name(self) -> str:
+        """The split without its slice."""
+        return (self.split or "").partition("[")[0]
+
+    def identity(self) -> dict[str, Any]:
+        """What is declared; a local file is named by its content, wherever it lies."""
+        plain = declared(self, "train")
+        path = local_file(self)
+        if path is not None:
+            plain.update(dataset="file", content=file_digest(path))
+        return plain
 
 
 class GraderChoice(Settings):
@@ -82,7 +110,9 @@ class Task(Settings):
     train: Source | None = setting(None, "training rows")
     valid: Source | None = setting(None, "validation rows", key="eval")
     test: Source | None = setting(None, "test rows", key="eval")
-    columns: dict[str, str | tuple[str, ...]] = setting({}, "our name: the data's name, or several to try", strict=False)
+    columns: dict[str, str | tuple[str, ...]] = setting(
+        {}, "our name: the data's name, or several to try", strict=False
+    )
     prompt: str = setting("", "template over the columns")
     target: str = setting("", "template of what is to be written after the prompt")
     reference: str = setting("answer", "column that the grader compares with", key="eval")
@@ -99,16 +129,30 @@ class Task(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> Task:
-        needed = {"generate": ("prompt", "target"), "choose": ("prompt", "target", "choices"), "classify": ("pair", "labels")}
+        needed = {
+            "generate": ("prompt", "target"),
+            "choose": ("prompt", "target", "choices"),
+            "classify": ("pair", "labels"),
+        }
         missing = [name for name in needed[self.kind] if not getattr(self, name)]
         if missing:
             raise ValueError(f"kind '{self.kind}' needs {', '.join(missing)}")
         if len(self.pair) > 2:
             raise ValueError("'pair' names one or two columns")
+        if self.choices and self.kind != "choose":
+            raise ValueError("'choices' belongs to kind 'choose'")
         for name in ("prompt", "target"):
+            known = {*self.columns, "choice"} if name == "target" and self.choices else set(self.columns)
             for column in template_fields(getattr(self, name)):
-                if column not in self.columns and column != "choice":
-                    raise ValueError(f"'{name}' uses {{{column}}}, which is not among 'columns': {sorted(self.columns)}")
+                if column not in known:
+                    raise ValueError(
+                        f"'{name}' uses {{{column}}}, which is not among 'columns': {sorted(self.columns)}"
+                    )
+        for column in (self.reference, self.choices, *self.pair):
+            if column and column not in self.columns:
+                raise ValueError(
+                    f"'{column}' (reference, choices, pair) is not among 'columns': {sorted(self.columns)}"
+                )
         if not self.metrics:
             raise ValueError("'metrics' must name at least one metric")
         return self
@@ -123,20 +167,23 @@ class Task(Settings):
         plain = declared(self, "train")
         plain.pop("train", None)
         if self.train is not None:
-            plain["train"] = declared(self.train, "train")
+            plain["train"] = self.train.identity()
             for part in ("valid", "test"):
                 source = getattr(self, part)
                 if source is not None and source.pool == self.train.pool:
-                    plain[part] = declared(source, "train")
+                    plain[part] = source.identity()
         return plain
 
     def evaluation_identity(self, part: Part) -> dict[str, Any]:
-        """What of the task can change the predictions on one part."""
+        """What of the task can change the predictions on one part, with the parts that take their rows before it."""
         source = getattr(self, part)
+        before = {name: getattr(self, name) for name in CLAIM_ORDER[: CLAIM_ORDER.index(part)]} if source else {}
+        claimed = {name: other.identity() for name, other in before.items() if other and other.pool == source.pool}
         fields = {name: value for name, value in declared(self, "eval").items() if name not in PARTS}
         return {
             "part": part,
-            "source": declared(source, "train") if source else None,
+            "source": source.identity() if source else None,
+            **({"claimed": claimed} if claimed else {}),
             "kind": self.kind,
             "columns": self.model_dump(mode="json")["columns"],
             "prompt": self.prompt,
@@ -161,7 +208,9 @@ def load(name: str) -> Task:
     path = Path(name) if name.endswith((".yaml", ".yml")) else TASK_FOLDER / f"{name}.yaml"
     if not path.is_file():
         if path.parent != TASK_FOLDER or "/" in name:
-            raise UserError(f"task file not found: {path}", fix="give a task's name (peftlab list tasks) or a YAML's path")
+            raise UserError(
+                f"task file not found: {path}", fix="give a task's name (peftlab list tasks) or a YAML's path"
+            )
         raise unknown_name("task", name, available())
     data = read_yaml(path)
     if "name" in data or "convert" in data:
@@ -187,10 +236,40 @@ def _converter(name: str) -> Callable[[Row], Row]:
     return converter
 
 
+def local_file(source: Source) -> Path | None:
+    """The file that a local source reads its split from, or None for a hub id or a generator.
+
+    Raises:
+        UserError: No such file or folder, no file for the split, or several.
+    """
+    if source.dataset is None or not references.is_local(source.dataset):
+        return None
+    path = Path(source.dataset).expanduser()
+    try:
+        if path.is_file() and path.name.endswith(ROW_FILES):
+            return path
+        if not path.is_dir():
+            raise UserError(f"no data at {path}", fix=f"give a folder, or a file ending in {', '.join(ROW_FILES)}")
+        present = sorted(file.name for file in path.iterdir() if file.name.endswith(ROW_FILES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}", fix="check the path and its permissions") from None
+    found = [name for name in present if name in {source.split_name + ending for ending in ROW_FILES}]
+    if len(found) > 1:
+        raise UserError(f"{path} holds {' and '.join(found)}: which is the split?", fix="keep one of them")
+    if not found:
+        shown = ", ".join(present) or "none"
+        raise UserError(
+            f"{path} has no file for split '{source.split_name}' (files with rows: {shown})",
+            fix=f"add {source.split_name}{ROW_FILES[0]}, or name another split",
+        )
+    return path / found[0]
+
+
 # -------------------------------------------------------------------------------------------- rows into examples
 
 
-def template_fields(template: str) -> list[str]:
+@cache
+def template_fields(template: str) -> tuple[str, ...]:
     """Names used by a template, in order; only plain `{name}` fields are allowed.
 
     Raises:
@@ -207,7 +286,7 @@ def template_fields(template: str) -> list[str]:
         if not name.isidentifier() or spec or conversion:
             raise ValueError(f"template {template!r}: only plain fields like {{question}} are allowed, not {{{name}}}")
         fields.append(name)
-    return fields
+    return tuple(fields)
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
@@ -246,18 +325,27 @@ def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
 
 def _example(task: Task, values: dict[str, Any]) -> Example:
     plain = {name: value for name, value in values.items() if not isinstance(value, (list, tuple))}
-    choices = tuple(str(choice) for choice in values[task.choices]) if task.choices else ()
-    reference = values.get(task.reference)
-    target_values = dict(plain)
-    if choices:
-        if not isinstance(reference, int) or not 0 <= reference < len(choices):
+    for name in {*template_fields(task.prompt), *template_fields(task.target), *task.pair} & set(values):
+        if values[name] is None or name not in plain:
             raise UserError(
-                f"task '{task.name}': reference {reference!r} is no index into its {len(choices)} choices",
-                fix="mend 'reference' or the same-stem .py of the task",
+                f"task '{task.name}': column '{name}' of a row is {str(values[name])[:100]}, not text",
+                fix="mend the data, or use another column",
             )
+    choices = tuple(str(choice) for choice in values[task.choices]) if task.choices else ()
+    reference: Any = values[task.reference]
+    target_values = dict(plain)
+    if task.choices or task.labels:
+        reference = _index(task, reference, choices if task.choices else task.labels)
+    if task.choices:
         target_values["choice"] = choices[reference]
+    try:
+        item = digest(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"task '{task.name}': a row is no plain data ({error}): {str(values)[:200]}", fix="mend the row"
+        ) from None
     return Example(
-        item=digest({name: value for name, value in values.items()}),
+        item=item,
         prompt=fill(task.prompt, plain),
         target=fill(task.target, target_values) if task.target else "",
         reference=reference,
@@ -265,6 +353,19 @@ def _example(task: Task, values: dict[str, Any]) -> Example:
         pair=tuple(str(values[name]) for name in task.pair),
         columns={name: str(value) for name, value in values.items()},
     )
+
+
+def _index(task: Task, reference: Any, names: Sequence[str]) -> int:
+    """The reference as an index into choices or labels; a label's name counts as its number."""
+    if reference in task.labels:
+        return task.labels.index(reference)
+    if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < len(names):
+        what = "labels" if task.labels else "choices"
+        raise UserError(
+            f"task '{task.name}': '{task.reference}' = {reference!r} is no index into the {len(names)} {what}",
+            fix=f"mend 'reference' or '{what}' in the task; rows without a public answer cannot be used",
+        )
+    return reference
 
 
 def with_shots(task: Task, example: Example, shots: Sequence[Example]) -> str:

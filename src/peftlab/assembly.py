@@ -1,0 +1,94 @@
+"""A finished run's record, put together from what its slot holds. Computes sums, judges nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftlab import data, measure, scoring
+from peftlab.record import Cost, Evaluation, Record
+from peftlab.scoring import Wanted
+from peftlab.spec import RunSpec
+from peftlab.store import RunStore, Slot, thin
+
+
+def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tuple[RunSpec, Wanted]] = ()) -> Record:
+    """The record of a trained run with all its evaluations, the starting model's among them.
+
+    Args:
+        spec: The run as asked for.
+        slot: What it wrote.
+        store: Where evaluations of bare models lie.
+        extra: Further evaluations (with the spec they were made under) whose bare-model side belongs in the record.
+    """
+    trained = slot.get("trained")
+    wanted = scoring.wanted_evaluations(spec, step=trained["step"], role=trained["role"])
+    starts = [one.key(made, "") for made, one in [*((spec, one) for one in wanted), *extra] if one.step is None]
+    evaluations = [found for found in map(store.base_evaluation, dict.fromkeys(starts)) if found is not None]
+    known = {found.key for found in evaluations}
+    evaluations += [found for key, found in sorted(slot.evaluations().items()) if key not in known]
+    rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
+    curve = slot.curve()
+    return Record(
+        status="finished",
+        category=slot.category,
+        key=slot.spec.train_key,
+        arm=slot.spec.arm,
+        experiment=slot.spec.experiment,
+        method=slot.spec.method,
+        task=slot.spec.task.name,
+        seed=slot.spec.seed,
+        created_at=slot.finished.created_at if slot.finished is not None else measure.now(),
+        identity=slot.spec.identity(),
+        spec=spec.model_dump(mode="json") if spec.task == slot.spec.task else slot.spec.model_dump(mode="json"),
+        evaluations=tuple(sorted(evaluations, key=_order)),
+        before_reason=scoring.no_start(slot.spec),
+        curve=thin(curve),
+        rows=rows,
+        training=_training(slot, curve),
+        cost=_cost(slot, curve),
+        provenance={
+            **(slot.get("environment") or {}),
+            "git": slot.get("git"),
+            "model": slot.get("model"),
+            "adapter_sha256": slot.get("adapter")["sha256"],
+        },
+    )
+
+
+def _order(evaluation: Evaluation) -> tuple[int, int, str]:
+    step = -1 if evaluation.checkpoint == "base" else int(evaluation.checkpoint)
+    return (step, int(evaluation.what == "text"), evaluation.key)
+
+
+def _training(slot: Slot, curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    trained = slot.get("trained")
+    forgetting = data.text_for_forgetting(slot.spec.data.forgetting)
+    return {
+        **trained,
+        "stopped_early": slot.get("stopped_early"),
+        "epochs": curve[-1]["epoch"] if curve else None,
+        "final_loss": curve[-1]["loss"] if curve else None,
+        "partial": slot.get("partial"),
+        "forgetting_unavailable": forgetting if isinstance(forgetting, str) else None,
+    }
+
+
+def _cost(slot: Slot, curve: Sequence[dict[str, Any]]) -> Cost:
+    samples = [row["memory_bytes"] for row in curve if row.get("memory_bytes")]
+    note = slot.get("peak_note")
+    counts = slot.get("counts")
+    seconds = {**slot.seconds, "train": sum(row["seconds"] for row in curve)}
+    return Cost(
+        seconds={name: round(value, 3) for name, value in sorted(seconds.items())},
+        num_parts=slot.num_parts,
+        train_tokens=sum(row["tokens"] for row in curve),
+        label_tokens=sum(row["label_tokens"] for row in curve),
+        memory_bytes=measure.summarise_memory(samples, slot.get("peak_bytes")),
+        memory_kind=measure.memory_kind(),
+        num_trainable_parameters=counts["trainable"],
+        num_parameters=counts["total"],
+        adapter_bytes=slot.get("adapter")["bytes"],
+        shared_machine=bool(slot.get("shared_machine")),
+        unknown={"memory_peak": note} if note else {},
+    )

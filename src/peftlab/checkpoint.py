@@ -1,0 +1,224 @@
+"""Save and restore everything a step depends on, without pickle.
+
+A checkpoint is `step-000050/` with `tensors.safetensors` and `state.json`, written beside its place and moved there
+whole. It holds every trainable tensor, the optimizer's state, the position in the data, and whatever else of the model
+changed since it was built (`bookkeeping.py`). Random states need no saving: they are derived from seed and step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from peftlab import bookkeeping, measure
+from peftlab.batching import Stream
+from peftlab.errors import UserError
+from peftlab.models import Built
+from peftlab.record import dumps, loads
+from peftlab.training import State
+
+TENSORS_FILE = "tensors.safetensors"
+STATE_FILE = "state.json"
+_TENSOR = "$tensor"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be used: torn, altered, or incomplete."""
+
+
+def name(step: int) -> str:
+    """Folder name of a step; sorts by number."""
+    return f"step-{step:06d}"
+
+
+def existing(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, newest first."""
+    found = (path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE_FILE).is_file())
+    return sorted(found, reverse=True)
+
+
+def save(
+    folder: Path, built: Built, stream: Stream, state: State, reference: bookkeeping.Reference, *, keep: int
+) -> Path:
+    """Write the checkpoint of `state.step` below `folder` and remove all but the newest `keep`.
+
+    Raises:
+        OSError: The disk is full or not writable; earlier checkpoints are untouched.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    plain = {
+        "step": state.step,
+        "stream": stream.state(),
+        "own_objective": state.own_objective,
+        "best": state.best,
+        "scaler": state.scaler.state_dict(),
+        "environment": environment(built, stream),
+        "optimizer": _pack(_optimizer_state(built, state), tensors, "optimizer"),
+        "attributes": _pack(bookkeeping.changed_attributes(built, reference), tensors, "attributes"),
+        "method": _pack(dict(built.method.state(built.model)), tensors, "method") if built.method.state else None,
+    }
+    tensors.update({f"trained/{key}": value.detach() for key, value in built.trainable().items()})
+    tensors.update({f"changed/{key}": value for key, value in bookkeeping.changed_tensors(built, reference).items()})
+    target = folder / name(state.step)
+    temporary = folder / f".{target.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_file(_separate(tensors), str(temporary / TENSORS_FILE))
+        plain["sha256"] = _sha256(temporary / TENSORS_FILE)
+        (temporary / STATE_FILE).write_text(dumps(plain), encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(temporary, target)
+    except SafetensorError as error:
+        raise OSError(f"cannot write the checkpoint {target}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in existing(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def restore(
+    folder: Path,
+    built: Built,
+    stream: Stream,
+    state: State,
+    *,
+    any_environment: bool = False,
+) -> list[str]:
+    """Restore the newest usable checkpoint below `folder` into freshly built objects; nothing to do at step 0.
+
+    Returns:
+        Notes about damaged checkpoints that were passed over.
+
+    Raises:
+        UserError: The checkpoint was written under other versions, threads or device (unless `any_environment`).
+    """
+    notes = []
+    for path in existing(folder):
+        try:
+            plain, tensors = _read(path)
+        except Damaged as error:
+            notes.append(f"checkpoint {path.name} is damaged ({error}): going on from an earlier one")
+            continue
+        if not any_environment:
+            _same_environment(plain["environment"], environment(built, stream), path)
+        _write_back(plain, tensors, built, stream, state)
+        return notes
+    return notes
+
+
+def environment(built: Built, stream: Stream) -> dict[str, Any]:
+    """What the bytes of a step depend on besides the declared settings."""
+    return {
+        "versions": measure.versions(measure.RESUME_PACKAGES),
+        "threads": torch.get_num_threads(),
+        "device": built.device.type,
+        "world_size": stream.world_size,
+    }
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        plain = loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if _sha256(path / TENSORS_FILE) != plain["sha256"]:
+            raise Damaged("its tensors were altered")
+        return plain, load_file(str(path / TENSORS_FILE))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise Damaged(str(error)) from error
+
+
+def _same_environment(saved: Mapping[str, Any], here: Mapping[str, Any], path: Path) -> None:
+    differing = [
+        f"{package} {version} (now {here['versions'].get(package)})"
+        for package, version in saved["versions"].items()
+        if here["versions"].get(package) != version
+    ]
+    differing += [
+        f"{key} {saved[key]} (now {here[key]})"
+        for key in ("threads", "device", "world_size")
+        if saved[key] != here[key]
+    ]
+    if differing:
+        raise UserError(
+            f"the checkpoint {path} was written with {', '.join(differing)}: resuming may not give the same bytes",
+            fix="restore that environment, or resume all the same with --any-environment",
+        )
+
+
+def _write_back(
+    plain: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], built: Built, stream: Stream, state: State
+) -> None:
+    trainable = built.trainable()
+    trained = {key.removeprefix("trained/"): value for key, value in tensors.items() if key.startswith("trained/")}
+    assert trained.keys() == trainable.keys(), "a checkpoint of the same key holds the same tensors"
+    with torch.no_grad():
+        for key, value in trained.items():
+            trainable[key].copy_(value)
+    changed = {key.removeprefix("changed/"): value for key, value in tensors.items() if key.startswith("changed/")}
+    bookkeeping.write_back(built, changed, _unpack(plain["attributes"], tensors))
+    if built.method.load_state is not None:
+        built.method.load_state(built.model, _unpack(plain["method"], tensors))
+    optimizer = _unpack(plain["optimizer"], tensors)
+    moments = {index: optimizer["state"][key] for index, key in enumerate(trainable) if key in optimizer["state"]}
+    groups = [{**group, "params": list(range(len(trainable)))} for group in optimizer["groups"]]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.scaler.load_state_dict(plain["scaler"])
+    state.step, state.own_objective, state.best = plain["step"], plain["own_objective"], plain["best"]
+    stream.restore(plain["stream"])
+
+
+def _optimizer_state(built: Built, state: State) -> dict[str, Any]:
+    """The optimizer's state by parameter name, and its groups without the parameters."""
+    names = {id(parameter): key for key, parameter in built.trainable().items()}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
+    moments = {names[id(parameter)]: dict(values) for parameter, values in state.optimizer.state.items()}
+    return {"state": moments, "groups": groups}
+
+
+def _pack(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    """Plain JSON of nested data; tensors move to `tensors` under their path."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value.detach()
+        return {_TENSOR: path}
+    if isinstance(value, dict):
+        return {key: _pack(item, tensors, f"{path}/{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(item, tensors, f"{path}/{index}") for index, item in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_TENSOR}:
+            return tensors[value[_TENSOR]]
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    return value
+
+
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors that share no memory, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for key, tensor in tensors.items():
+        plain = tensor.to("cpu").contiguous()
+        if plain.numel() and plain.data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(plain.data_ptr())
+        result[key] = plain
+    return result
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,176 @@
+"""`peftlab check`: says everything that is wrong with experiment folders and task files, and what a run would be.
+
+Runs nothing, writes nothing, and never imports code from outside peftlab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from peftlab import protocols, references, task
+from peftlab.cli import arguments, catalogue, problem_text, tables, units
+from peftlab.errors import UserError, unknown_name
+from peftlab.settings import read_json
+from peftlab.spec import ADAPTER_FILE, PARAMETER_FILES, RunSpec
+
+DEFAULT_FOLDER = "experiments"
+_TASK_SUFFIXES = (".yaml", ".yml")
+
+
+def check(words: Sequence[str], *, with_model: bool) -> None:
+    """Check every path, print what each would run, and report all problems of all paths.
+
+    Raises:
+        typer.Exit: With code 2 when anything is wrong.
+        UserError: There is nothing to check.
+    """
+    paths, settings = arguments.split(words)
+    overrides = arguments.parse(settings)
+    targets = [target for path in paths or [DEFAULT_FOLDER] for target in _targets(path)]
+    problems = 0
+    for target in targets:
+        found = _check_one(target, overrides, with_model=with_model)
+        problems += len(found)
+        for problem in found:
+            typer.echo(problem_text(problem), err=True)
+    what = f"{len(targets)} checked"
+    typer.echo(
+        f"{what}, {problems} problem{'s' if problems != 1 else ''}" if problems else f"{what}, all well", err=True
+    )
+    if problems:
+        raise typer.Exit(2)
+
+
+def _targets(path: str) -> list[str]:
+    """A task, a task file, an experiment folder, or all experiment folders below a folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if path == DEFAULT_FOLDER:
+            raise UserError(
+                f"nothing to check: there is no folder {DEFAULT_FOLDER}/ here", fix="name folders or task files"
+            )
+        return [path]
+    files = folder.rglob("*.json")
+    inside = {
+        str(file.parent) for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    }
+    return sorted(inside) or [path]
+
+
+def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool) -> list[UserError]:
+    problems: list[UserError] = []
+    is_task = target.endswith(_TASK_SUFFIXES) or (not Path(target).exists() and target in task.available())
+    try:
+        if is_task:
+            _report_task(task.load(target), problems)
+        else:
+            _check_files(Path(target), problems)
+            spec = arguments.load_spec(target, overrides)
+            _report_run(target, spec, problems, with_model=with_model)
+    except UserError as error:
+        problems.append(error)
+    except OSError as error:
+        problems.append(UserError(f"{target} cannot be read: {error}", fix="check the file and its permissions"))
+    return list({problem.message: problem for problem in problems}.values())
+
+
+def _check_files(folder: Path, problems: list[UserError]) -> None:
+    """Each file by itself, because loading the folder stops at the first mistake."""
+    for name in (ADAPTER_FILE, *PARAMETER_FILES):
+        try:
+            content = read_json(folder / name) if (folder / name).is_file() else {}
+        except UserError as error:
+            problems.append(error)
+        else:
+            if name == ADAPTER_FILE and isinstance(content.get("peft_type"), str):
+                _look_up_peft_type(problems, content["peft_type"], folder / name)
+
+
+def _report_task(checked: task.Task, problems: list[UserError]) -> None:
+    _look_up(problems, "graders", checked.grader.name, checked.grader.modes, where=checked.name)
+    lines: dict[str, tables.Cell] = {"kind": checked.kind, "metric": checked.primary_metric}
+    for part in task.PARTS:
+        source: task.Source | None = getattr(checked, part)
+        lines[part] = _rows_text(source) if source else "none"
+    _print(f"task {checked.name}", lines)
+
+
+def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_model: bool) -> None:
+    _look_up(problems, "graders", spec.task.grader.name, spec.task.grader.modes, where=spec.task.name)
+    _look_up(problems, "engines", spec.generation.engine, (), where="generation.engine")
+    lines: dict[str, tables.Cell] = {
+        "run": spec.stem,
+        "method": spec.method,
+        "train key": spec.train_key,
+        "arm": spec.arm,
+    }
+    for part in ("valid", "test"):
+        if getattr(spec.task, part) is not None:
+            lines[f"{part} key"] = spec.evaluation_key(part, spec.step_identity(spec.train.max_steps))
+            lines[f"{part} key of the base"] = spec.evaluation_key(part, spec.base_identity())
+    if with_model and not problems:
+        lines["parameters"] = _parameters_text(spec)
+    note = last_batch_note(spec)
+    if note:
+        lines["note"] = note
+    _print(target, lines)
+
+
+def _look_up(problems: list[UserError], kind: str, name: str, modes: Sequence[str], *, where: str) -> None:
+    """Our own plug-ins are looked at; code from outside is not imported by a check."""
+    if ":" in name:
+        return
+    if name not in protocols.names(kind):
+        problems.append(unknown_name(kind.removesuffix("s"), name, protocols.names(kind), where=where))
+        return
+    if modes:
+        known = protocols.find(kind, name).modes
+        problems.extend(
+            unknown_name(f"mode of {name}", mode, known, where=where) for mode in modes if mode not in known
+        )
+
+
+def _look_up_peft_type(problems: list[UserError], wanted: str, path: Path) -> None:
+    known = catalogue.peft_types()
+    if known and wanted.upper() not in known and wanted.lower() not in protocols.names("methods"):
+        problems.append(unknown_name("peft_type", wanted, known, where=str(path)))
+
+
+def _parameters_text(spec: RunSpec) -> str:
+    from peftlab import counting
+
+    counts = counting.count_parameters(spec)
+    if counts.trainable is None or counts.total is None:
+        return f"not computable: {counts.reason}"
+    how = "counted without weights" if counts.source == "meta" else "counted on the weights"
+    return f"{counts.trainable:,} of {counts.total:,} trainable ({units.share(counts.trainable, counts.total)}), {how}"
+
+
+def last_batch_note(spec: RunSpec) -> str | None:
+    """A sentence when the last validation batch would be under half full, as far as the number of rows is declared."""
+    source = spec.task.valid
+    if source is None:
+        return None
+    rows = source.sample if isinstance(source.sample, int) else source.size if source.sample is None else None
+    batch = spec.batch.per_device_eval_batch_size
+    if rows is None or not 0 < rows % batch < batch / 2:
+        return None
+    return f"the last validation batch holds {rows % batch} of {batch} rows ({rows} rows in all)"
+
+
+def _rows_text(source: task.Source) -> str:
+    if source.generator is not None:
+        return f"{source.generator}, {source.size} rows generated from seed {source.seed}"
+    drawn = f", {source.sample} drawn" if source.sample is not None else ""
+    pinned = "" if source.revision or references.is_local(source.dataset or "") else ", revision not pinned"
+    subset = f" ({source.subset})" if source.subset else ""
+    return f"{source.dataset}{subset} {source.split}{drawn}{pinned}"
+
+
+def _print(title: str, lines: Mapping[str, tables.Cell]) -> None:
+    typer.echo(title)
+    tables.write_pairs({f"  {name}": value for name, value in lines.items()})

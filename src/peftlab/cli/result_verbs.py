@@ -1,0 +1,76 @@
+"""The verbs of `peftlab results`: list, show, diff."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from peftlab.cli.options import Json, Results, ResultsOrParents
+
+results_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, no_args_is_help=False)
+
+
+@results_app.callback()
+def results(
+    context: typer.Context,
+    folder: Results = "results",
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only this task.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only runs made with other versions than installed.")] = False,
+    json: Json = False,
+) -> None:
+    """List runs with their scores; `show` prints one, `diff` says in what two differ.
+
+    \b
+    Examples:
+      peftlab results --task gsm8k
+      peftlab results --stale
+      peftlab results show 3f2a91
+      peftlab results diff 3f2a91 b07c44
+
+    Writes nothing.
+    """
+    if context.invoked_subcommand is None:
+        from peftlab.cli import records
+
+        records.list_all(folder, task=task, stale=stale, as_json=json)
+    context.obj = folder
+
+
+@results_app.command(name="show")
+def results_show(
+    context: typer.Context,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A record's path, a key prefix, or an experiment folder.")],
+    folder: ResultsOrParents = None,
+    json: Json = False,
+) -> None:
+    """Print one run: scores, cost, config, and what it was made with.
+
+    \b
+    Examples:
+      peftlab results show 3f2a91
+      peftlab results show experiments/lora/smollm2-135m-r16 --json
+    """
+    from peftlab.cli import records
+
+    records.show(run, folder=folder or context.obj, as_json=json)
+
+
+@results_app.command(name="diff")
+def results_diff(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="RUN", help="As for show.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="As for show.")],
+    folder: ResultsOrParents = None,
+    json: Json = False,
+) -> None:
+    """Print the settings in which two runs differ, defaults included.
+
+    \b
+    Examples:
+      peftlab results diff 3f2a91 b07c44
+      peftlab results diff experiments/lora/r16 experiments/lora/r32 --json
+    """
+    from peftlab.cli import records
+
+    records.diff(first, second, folder=folder or context.obj, as_json=json)

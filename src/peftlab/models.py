@@ -1,0 +1,401 @@
+"""Base model + tokenizer + adapter (or full fine-tuning) to one `Built`; saving what was trained and loading it again.
+
+The one place that talks to transformers' loaders and to peft. Trains nothing, evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from peftlab import references, seeds
+from peftlab.conversion import converted_gguf
+from peftlab.errors import UserError, nearest, unknown_name
+from peftlab.protocols import Method, find, names
+from peftlab.spec import BOOKKEEPING, ModelSettings, RunSpec, method_name
+
+transformers_logging.disable_progress_bar()
+
+Kind = Literal["causal", "classify"]
+TASK_TYPES: Mapping[str, str] = {"causal": "CAUSAL_LM", "classify": "SEQ_CLS"}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A model as loaded, before any adapter; `facts` says what was really loaded (revision, added token rows)."""
+
+    model: nn.Module
+    tokenizer: Any
+    kind: Kind
+    stop_ids: tuple[int, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A model ready for the loop or for evaluation.
+
+    Attributes:
+        base_names: Names (in `model`) of the parameters that were there before the adapter.
+        equal_lengths: Batches for generation must not be padded: the method drops position ids.
+        trims_logits: The model's forward takes `logits_to_keep`.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    kind: Kind
+    stop_ids: tuple[int, ...]
+    method: Method
+    adapter: Any
+    base_names: frozenset[str]
+    equal_lengths: bool
+    trims_logits: bool
+    facts: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills padding; the attention mask, not the id, says what is padding."""
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if candidate is not None:
+                return int(candidate)
+        return 0
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name, in the model's order."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+
+def kind_of(spec: RunSpec) -> Kind:
+    """Which head the task needs."""
+    return "classify" if spec.task.kind == "classify" else "causal"
+
+
+def default_device() -> torch.device:
+    """The first accelerator, else the CPU."""
+    return torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------------- loading
+
+
+def source_of(settings: ModelSettings) -> tuple[str, str | None]:
+    """What to hand to `from_pretrained`: a folder (a GGUF file is converted once), or a hub id with its revision."""
+    path = references.local_path(settings.id, settings.revision)
+    if path is None:
+        return settings.id, settings.revision
+    if path.is_file():
+        return str(converted_gguf(path)), None
+    return str(path), None
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The model's tokenizer, as its authors configured it.
+
+    Raises:
+        UserError: It cannot be had.
+    """
+    name, revision = source_of(settings)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=settings.trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("tokenizer", settings, error) from error
+
+
+def load(settings: ModelSettings, kind: Kind, *, labels: tuple[str, ...] = (), seed: int = 0) -> Base:
+    """Load weights and tokenizer in the declared precision.
+
+    A new classification head starts from the stream `adapter` of `seed`. Token rows that the tokenizer has and the
+    model lacks are added as the mean of the others, so that they do not depend on a seed.
+
+    Raises:
+        UserError: Not found, not reachable, or not a model of the kind that the task needs.
+    """
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+    tokenizer = load_tokenizer(settings)
+    name, revision = source_of(settings)
+    extra: dict[str, Any] = {}
+    if kind == "classify":
+        extra = {"num_labels": max(len(labels), 1), "id2label": dict(enumerate(labels))}
+        extra["label2id"] = {label: index for index, label in enumerate(labels)}
+    if settings.attn_implementation is not None:
+        extra["attn_implementation"] = settings.attn_implementation
+    loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
+    try:
+        with seeds.seeded(seed, "adapter", "head"):
+            model = loader.from_pretrained(
+                name,
+                revision=revision,
+                dtype=_DTYPES[settings.dtype],
+                trust_remote_code=settings.trust_remote_code,
+                **extra,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load("model", settings, error) from error
+    facts = {
+        "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
+        **_prepare(model, tokenizer, kind),
+    }
+    model.to(default_device())
+    return Base(model=model, tokenizer=tokenizer, kind=kind, stop_ids=_stop_ids(model, tokenizer), facts=facts)
+
+
+def _prepare(model: Any, tokenizer: Any, kind: Kind) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        facts["added_token_rows"] = len(tokenizer) - rows
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None:
+                    layer.weight[rows:] = layer.weight[:rows].mean(dim=0)
+    if kind == "classify" and model.config.pad_token_id is None:
+        model.config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+    return facts
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer. The model's other generation defaults (sampling, penalties) are dropped on purpose."""
+    ids: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
+        ids.update(source if isinstance(source, list) else [source] if source is not None else [])
+    if generation is not None:
+        model.generation_config = GenerationConfig()
+    return tuple(sorted(ids))
+
+
+def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+    return UserError(
+        f"cannot load the {what} of model.id '{settings.id}': {reason}",
+        fix="check the id and revision; offline, use a local folder or a package: reference",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ adapting
+
+
+def adapter_config(adapter: Mapping[str, Any], kind: Kind, *, max_steps: int) -> tuple[Any, list[str]]:
+    """The peft config of an experiment, and the unknown empty keys that were dropped.
+
+    Raises:
+        UserError: An unknown peft type, an unknown key that says something, a config of another task type, or
+            values that peft refuses.
+    """
+    import peft
+
+    mapping = {str(peft_type.value): cls for peft_type, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    peft_type = str(adapter["peft_type"]).upper()
+    if peft_type not in mapping:
+        raise unknown_name("peft_type", str(adapter["peft_type"]), mapping, where="adapter_config.json")
+    config_class = mapping[peft_type]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    values, dropped = {}, []
+    for key, value in adapter.items():
+        if key in BOOKKEEPING or key == "peft_type":
+            continue
+        if key in known:
+            values[key] = value
+        elif value in (None, False, {}, []):
+            dropped.append(key)
+        else:
+            guess = nearest(key, known)
+            raise UserError(
+                f"adapter_config.json: {peft_type} has no setting '{key}' (= {json.dumps(value)[:60]})",
+                fix=f"did you mean '{guess}'?" if guess else f"settings: {', '.join(sorted(known))}",
+            )
+    wanted = TASK_TYPES[kind]
+    if values.get("task_type") not in (None, wanted):
+        raise UserError(
+            f"adapter_config.json: task_type is {values['task_type']}, but the task needs {wanted}",
+            fix="remove 'task_type' (it is filled in) or choose another task",
+        )
+    values["task_type"] = wanted
+    if "total_step" in known and values.get("total_step") is None:
+        values["total_step"] = max_steps
+    try:
+        return config_class(**values), dropped
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"adapter_config.json: peft refuses this config: {error}", fix="mend the value named"
+        ) from error
+
+
+def method_of(adapter: Mapping[str, Any] | None) -> Method:
+    """The plug-in for a method's special needs: `<peft_type>_<variant>`, then `<peft_type>`, else peft's own way."""
+    name = method_name(adapter)
+    known = names("methods")
+    for candidate in (name, name.split("_")[0] if adapter is None else str(adapter["peft_type"]).lower()):
+        if candidate in known:
+            plugin: Method = find("methods", candidate)
+            return plugin
+    return Method()
+
+
+def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
+    """Put the experiment's adapter on the base (or free all weights for full fine-tuning), seeded by stream `adapter`.
+
+    Raises:
+        UserError: peft refuses the config for this model.
+    """
+    import peft
+
+    method = method_of(spec.adapter)
+    before = {id(parameter) for parameter in base.model.parameters()}
+    model, config, dropped = base.model, None, []
+    if spec.adapter is None:
+        model.requires_grad_(True)
+    else:
+        config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps)
+        with seeds.seeded(spec.seed, "adapter"), _quiet_peft():
+            try:
+                if method.wrap is not None:
+                    model = method.wrap(base.model, config, calibration)
+                else:
+                    model = peft.get_peft_model(
+                        base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
+                    )
+            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+                raise _refused(error, base.model) from error
+    if spec.model.gradient_checkpointing:
+        base.model.enable_input_require_grads()
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if spec.model.compile:
+        model.compile(dynamic=True)
+    base_names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in before)
+    facts = {**base.facts, "dropped_adapter_keys": dropped}
+    built = _built(base, model, config, method, base_names, facts)
+    if not built.trainable():
+        raise UserError("nothing is trainable in this experiment", fix="check the adapter's target_modules")
+    return built
+
+
+def _built(
+    base: Base, model: Any, config: Any, method: Method, base_names: frozenset[str], facts: Mapping[str, Any]
+) -> Built:
+    return Built(
+        model=model,
+        tokenizer=base.tokenizer,
+        kind=base.kind,
+        stop_ids=base.stop_ids,
+        method=method,
+        adapter=config,
+        base_names=base_names,
+        equal_lengths=bool(config is not None and config.is_prompt_learning),
+        trims_logits="logits_to_keep" in inspect.signature(base.model.forward).parameters,
+        facts=facts,
+    )
+
+
+def bare(base: Base) -> Built:
+    """The base itself as a `Built`, for scoring the starting model."""
+    names = frozenset(name for name, _ in base.model.named_parameters())
+    return _built(base, base.model, None, Method(), names, base.facts)
+
+
+def _refused(error: Exception, model: nn.Module) -> UserError:
+    linears = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+    reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
+    return UserError(
+        f"adapter_config.json: peft refuses this adapter for this model: {reason}",
+        fix=f"linear layers of this model: {', '.join(linears)}",
+    )
+
+
+class _quiet_peft(warnings.catch_warnings):
+    """peft warns of its own housekeeping (a renamed base path, a type hint); what matters we check ourselves."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", module=r"peft\..*")
+        return entered
+
+
+# ------------------------------------------------------------------------------------------- saving what was trained
+
+
+def save(built: Built, folder: Path) -> None:
+    """Write what was trained: a peft adapter, a method's own files, or the whole model. No pickle is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if built.method.save is not None:
+        built.method.save(built.model, folder)
+    elif built.adapter is not None:
+        with _quiet_peft():
+            built.model.save_pretrained(str(folder))
+        (folder / "README.md").unlink(missing_ok=True)
+        _sort_config(folder / "adapter_config.json")
+    else:
+        built.model.save_pretrained(str(folder))
+
+
+def _sort_config(path: Path) -> None:
+    """peft writes sets in hash order, which differs from process to process; sorted, equal runs give equal bytes."""
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in plain.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            plain[key] = sorted(value)
+    path.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_trained(spec: RunSpec, folder: Path) -> Built:
+    """A fresh base with the saved adapter on it (or the saved full model), ready for evaluation.
+
+    Raises:
+        UserError: The saved weights are missing or damaged.
+    """
+    import peft
+
+    kind = kind_of(spec)
+    if not folder.is_dir():
+        raise UserError(f"no saved weights at {folder}", fix="they were cleaned; run the experiment again with --rerun")
+    if spec.adapter is None:
+        saved = spec.model.model_copy(update={"id": str(folder.resolve()), "revision": None})
+        loaded = load(saved, kind, labels=spec.task.labels, seed=spec.seed)
+        tokenizer = load_tokenizer(spec.model)
+        base = dataclasses.replace(loaded, tokenizer=tokenizer)
+        return bare(base)
+    base = load(spec.model, kind, labels=spec.task.labels, seed=spec.seed)
+    method = method_of(spec.adapter)
+    try:
+        with _quiet_peft(), seeds.seeded(spec.seed, "adapter"):
+            if method.load is not None:
+                model = method.load(base.model, folder)
+            else:
+                model = peft.PeftModel.from_pretrained(
+                    base.model, str(folder), autocast_adapter_dtype=spec.model.autocast_adapter_dtype
+                )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"cannot load the saved adapter in {folder}: {error}", fix="run again with --rerun") from error
+    config = None if method.load is not None else model.peft_config["default"]
+    return _built(base, model, config, method, frozenset(), base.facts)
+
+
+def saved_bytes(folder: Path) -> int:
+    """Bytes of the weight files in a saved folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def discard(folder: Path) -> None:
+    """Remove a saved folder if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

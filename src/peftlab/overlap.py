@@ -1,0 +1,74 @@
+"""Find items of one set of rows in another: whole texts that are equal, and shared runs of words.
+
+A row is a tuple of texts, one for each column. Knows nothing of tasks; what is allowed is decided in `data.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+Text = tuple[str, ...]
+
+NGRAM = 13
+"""Words in a run, as in the contamination checks of the large language model reports."""
+
+_WORD = re.compile(r"\w+")
+
+
+def normal(columns: Iterable[str]) -> Text:
+    """The texts without surrounding and repeated white space, in one case."""
+    return tuple(" ".join(column.split()).casefold() for column in columns)
+
+
+def equal(items: Sequence[Text], others: Iterable[Text]) -> list[int]:
+    """Positions in `items` of those whose texts all equal those of one of `others`; both are `normal`."""
+    known = set(others)
+    return [position for position, item in enumerate(items) if item in known]
+
+
+def sharing(items: Sequence[Text], others: Iterable[Text], *, size: int = NGRAM) -> list[int]:
+    """Positions in `items` of those that share a run of `size` words with any column of one of `others`.
+
+    Words are letters and digits, in one case; a run does not cross columns. An item in which no column has `size`
+    words counts when one of `others` has a column with just the same words, for each of its columns that has any.
+    """
+    runs: dict[str, list[int]] = {}
+    wholes: dict[str, list[int]] = {}
+    missing: list[int] = []
+    for position, item in enumerate(items):
+        words = [found for found in map(_words, item) if found]
+        long = [found for found in words if len(found) >= size]
+        missing.append(0 if long else len({" ".join(found) for found in words}))
+        for run in {run for found in long for run in _runs(found, size)}:
+            runs.setdefault(run, []).append(position)
+        if not long:
+            for whole in {" ".join(found) for found in words}:
+                wholes.setdefault(whole, []).append(position)
+    return sorted(_found(others, runs, wholes, missing, size))
+
+
+def _found(
+    others: Iterable[Text], runs: dict[str, list[int]], wholes: dict[str, list[int]], missing: list[int], size: int
+) -> set[int]:
+    found: set[int] = set()
+    for other in others:
+        short: dict[int, int] = {}
+        for words in {column: _words(column) for column in other}.values():
+            if len(words) < size:
+                for position in wholes.get(" ".join(words), ()):
+                    short[position] = short.get(position, 0) + 1
+                continue
+            for run in _runs(words, size):
+                if run in runs:
+                    found.update(runs.pop(run))
+        found.update(position for position, count in short.items() if count == missing[position])
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _runs(words: Sequence[str], size: int) -> Iterator[str]:
+    return (" ".join(words[start : start + size]) for start in range(len(words) - size + 1))

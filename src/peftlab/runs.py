@@ -1,0 +1,397 @@
+"""The main job as a generator of events, top to bottom: claim, score the starting model, train, evaluate, record.
+
+Whoever drains `events` gets a finished record or an honest ending; closing it early records `cancelled`. What is done
+is never done again; what is half done goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab import bookkeeping, checkpoint, data, evaluation, measure, models, scoring, tokenise, training
+from peftlab import spec as specs
+from peftlab.assembly import assemble
+from peftlab.batching import Stream
+from peftlab.digest import folder_digest
+from peftlab.errors import UserError
+from peftlab.events import Evaluated, Event, Finished, Saved, Stage, Started, Step
+from peftlab.record import Evaluation, Record
+from peftlab.scoring import Wanted
+from peftlab.settings import validated
+from peftlab.spec import RunSpec
+from peftlab.store import RunStore, Slot
+
+Events = Iterator[Event]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a run is carried out; none of it changes a result.
+
+    Attributes:
+        clean: Delete the weights when the record is written.
+        rerun: Set a finished record aside and start afresh.
+        any_environment: Resume a checkpoint that was written under other versions or threads.
+        branch: The git branch on which a run counts as `main`.
+    """
+
+    clean: bool = False
+    rerun: bool = False
+    any_environment: bool = False
+    branch: str = "main"
+
+
+def run(spec: RunSpec, store: RunStore | None = None, options: Options | None = None) -> Record:
+    """Train and evaluate `spec` unless that is done; return its record. Resumes what was interrupted.
+
+    Raises:
+        UserError: Anything the user can mend.
+    """
+    record: Record | None = None
+    for event in events(spec, store or RunStore(), options):
+        if isinstance(event, Finished):
+            record = event.record
+    assert record is not None
+    return record
+
+
+def events(spec: RunSpec, store: RunStore, options: Options | None = None) -> Events:
+    """Train `spec` unless that is done, add the evaluations that are missing; the last event carries the record."""
+    options = options or Options()
+    git = measure.git_snapshot(Path(spec.folder) if spec.folder else Path.cwd(), branch=options.branch)
+    with store.claim(spec, category=git["category"], rerun=options.rerun) as slot:
+        yield from _claimed(spec, store, slot, options, git)
+
+
+def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Mapping[str, Any]) -> Events:
+    key = spec.train_key
+    trained = slot.get("trained")
+    if trained is not None and not _missing(spec, store, slot, trained) and slot.finished is not None:
+        yield Finished(record=slot.finished, path=str(store.path_of(slot.finished)), reused=True)
+        return
+    started = time.perf_counter()
+    yield Stage(text=f"reading the rows of {spec.task.name}")
+    rows = data.load(spec)
+    _same_rows(slot, rows)
+    if slot.finished is None:
+        slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
+        slot.part_seconds("data", time.perf_counter() - started)
+    if trained is None:
+        wanted = scoring.wanted_evaluations(spec, step=spec.train.max_steps, role="last")
+        start = [one for one in scoring.missing(spec, store, slot, wanted, key) if one.step is None]
+        base = yield from scoring.score_start(spec, store, rows, start)
+        yield from _train(spec, rows, slot, base, options)
+        del base
+    absent = _missing(spec, store, slot, slot.get("trained"))
+    yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
+    yield from scoring.score_trained(spec, slot, rows, [one for one in absent if one.step is not None], key)
+    record = assemble(spec, slot, store)
+    record = slot.complete(record) if slot.finished is not None else slot.finish(record)
+    if options.clean:
+        slot.clean()
+    yield Finished(record=record, path=str(store.path_of(record)), reused=False)
+
+
+def _missing(spec: RunSpec, store: RunStore, slot: Slot, trained: Mapping[str, Any]) -> list[Wanted]:
+    wanted = scoring.wanted_evaluations(
+        spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
+    )
+    return scoring.missing(spec, store, slot, wanted, spec.train_key)
+
+
+# ------------------------------------------------------------------------------------------------------ training
+
+
+def _train(spec: RunSpec, rows: data.Rows, slot: Slot, base: models.Base | None, options: Options) -> Events:
+    """Train from the last checkpoint to the end of the budget, and save what was trained."""
+    started = time.perf_counter()
+    yield Stage(text=f"preparing {spec.method} on {spec.model.id}")
+    base = base or scoring.load_base(spec)
+    _same_model(slot, base)
+    built = models.adapt(base, spec)
+    token_rows, facts = _token_rows(built, rows, spec)
+    stream = Stream(token_rows, spec.batch, spec.seed)
+    state = training.start(built, spec)
+    reference = bookkeeping.take_reference(built)
+    notes = checkpoint.restore(
+        slot.folder / "checkpoints", built, stream, state, any_environment=options.any_environment
+    )
+    slot.truncate_curve(state.step)
+    slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
+    if spec.train.evaluate == "all" and rows.test:
+        yield Stage(text="trying the longest evaluation batch")
+        evaluation.rehearse(built, rows.test, spec, rows.shots)
+    slot.part_seconds("setup", time.perf_counter() - started)
+    unknown_peak = measure.reset_peak_memory()
+    yield Started(
+        stem=spec.stem, folder=str(slot.folder), step=state.step, max_steps=spec.train.max_steps, notes=tuple(notes)
+    )
+    for step in training.steps(built, stream, spec, state):
+        slot.log(_curve_row(step))
+        yield step
+        if spec.train.eval_steps and step.step % spec.train.eval_steps == 0:
+            yield from _validate(spec, rows, slot, built, state)
+            if _stop_early(spec, state):
+                slot.put(stopped_early=step.step)
+                break
+        if step.step % spec.train.save_steps == 0 and step.step < spec.train.max_steps:
+            yield _save(spec, slot, built, stream, state, reference, unknown_peak)
+    moved = bookkeeping.moved_base_weights(built, reference)
+    if moved:
+        raise RuntimeError(f"{len(moved)} frozen base weights changed during training, the first is {moved[0]}")
+    _keep(spec, slot, built, state, unknown_peak)
+
+
+def _token_rows(
+    built: models.Built, rows: data.Rows, spec: RunSpec
+) -> tuple[list[tokenise.TokenRow], Mapping[str, Any]]:
+    if not rows.train:
+        raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
+    return tokenise.tokenise(
+        rows.train, built.tokenizer, kind=built.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
+    )
+
+
+def _curve_row(step: Step) -> dict[str, Any]:
+    return {name: value for name, value in vars(step).items() if value is not None}
+
+
+def _counts(built: models.Built) -> dict[str, int]:
+    return {
+        "trainable": sum(parameter.numel() for parameter in built.trainable().values()),
+        "total": sum(parameter.numel() for parameter in built.model.parameters()),
+    }
+
+
+def _save(
+    spec: RunSpec,
+    slot: Slot,
+    built: models.Built,
+    stream: Stream,
+    state: training.State,
+    reference: bookkeeping.Reference,
+    unknown_peak: str | None,
+) -> Saved:
+    started = time.perf_counter()
+    folder = checkpoint.save(
+        slot.folder / "checkpoints", built, stream, state, reference, keep=spec.train.save_total_limit
+    )
+    seconds = time.perf_counter() - started
+    slot.part_seconds("checkpoints", seconds)
+    _note_peak(slot, unknown_peak)
+    return Saved(step=state.step, folder=str(folder), seconds=seconds)
+
+
+def _note_peak(slot: Slot, unknown: str | None) -> None:
+    peak = measure.peak_memory_bytes()
+    before = slot.get("peak_bytes") or 0
+    busy = bool(slot.get("shared_machine")) or measure.load_average_shared()
+    slot.put(peak_bytes=max(before, peak or 0) or None, peak_note=unknown, shared_machine=busy)
+
+
+def _validate(spec: RunSpec, rows: data.Rows, slot: Slot, built: models.Built, state: training.State) -> Events:
+    """Score the validation rows with the live weights, or keep the weights so that they can be scored later."""
+    keeps = spec.train.load_best_model_at_end or spec.train.evaluate != "all"
+    if keeps:
+        _write_weights(built, slot.folder / "snapshots" / checkpoint.name(state.step))
+    if spec.train.evaluate == "none" or not rows.valid:
+        return
+    wanted = Wanted(what="task", part="valid", role="step", step=state.step)
+    found = slot.evaluations().get(wanted.key(spec, spec.train_key))
+    if found is None:
+        found = yield from scoring.score(slot, spec, spec.train_key, wanted, rows, built)
+        assert found is not None
+    if spec.train.steered and (state.best.get("seen", 0) < state.step):
+        _remember_best(spec, state, found)
+
+
+def _remember_best(spec: RunSpec, state: training.State, found: Evaluation) -> None:
+    name = spec.train.metric_for_best_model or spec.task.primary_metric
+    if name not in found.metrics:
+        raise UserError(
+            f"train.metric_for_best_model: '{name}' is not measured", fix=f"measured: {', '.join(found.metrics)}"
+        )
+    metric = found.metrics[name]
+    value = metric.mean if metric.direction == "higher" else -metric.mean
+    better = not state.best or value > state.best["value"]
+    kept = {"step": state.step, "value": value, "without_gain": 0} if better else dict(state.best)
+    if not better:
+        kept["without_gain"] += 1
+    state.best = {**kept, "seen": state.step}
+
+
+def _stop_early(spec: RunSpec, state: training.State) -> bool:
+    patience = spec.train.early_stopping_patience
+    return patience is not None and state.best.get("without_gain", 0) >= patience
+
+
+def _keep(spec: RunSpec, slot: Slot, built: models.Built, state: training.State, unknown_peak: str | None) -> None:
+    """Write the weights that count as the result: the last ones, or the best validated."""
+    step, role = state.step, "last"
+    folder = slot.folder / "adapter"
+    if spec.train.load_best_model_at_end and state.best:
+        step, role = state.best["step"], "best"
+        _copy_weights(slot.folder / "snapshots" / checkpoint.name(step), folder)
+    else:
+        _write_weights(built, folder)
+    _note_peak(slot, unknown_peak)
+    slot.put(
+        trained={"step": step, "role": role, "last_step": state.step, "own_objective": bool(state.own_objective)},
+        adapter={"bytes": models.saved_bytes(folder), "sha256": folder_digest(folder, (".safetensors",))},
+    )
+    models.discard(slot.folder / "checkpoints")
+
+
+def _write_weights(built: models.Built, folder: Path) -> None:
+    writing = folder.with_name(f".{folder.name}.writing")
+    models.discard(writing)
+    models.save(built, writing)
+    models.discard(folder)
+    os.replace(writing, folder)
+
+
+def _copy_weights(source: Path, folder: Path) -> None:
+    writing = folder.with_name(f".{folder.name}.writing")
+    models.discard(writing)
+    shutil.copytree(source, writing)
+    models.discard(folder)
+    os.replace(writing, folder)
+
+
+# ------------------------------------------------------------------------------------------------ same run, same input
+
+
+def _same_rows(slot: Slot, rows: data.Rows) -> None:
+    before = slot.get("fingerprints")
+    if before is not None and dict(before) != dict(rows.fingerprints):
+        parts = sorted(part for part in rows.fingerprints if before.get(part) != rows.fingerprints[part])
+        raise UserError(
+            f"this run began with other rows: {', '.join(parts)} changed since",
+            fix="pin the data set's revision in the task file, or start again with --rerun",
+        )
+
+
+def _same_model(slot: Slot, base: models.Base) -> None:
+    before = slot.get("model")
+    if before is not None and before.get("revision") != base.facts.get("revision"):
+        raise UserError(
+            f"this run began with revision {before.get('revision')} of its model, now it is {base.facts.get('revision')}",
+            fix="pin model.revision, or start again with --rerun",
+        )
+
+
+# --------------------------------------------------------------------------------------------- evaluating what exists
+
+
+def evaluate(
+    reference: str,
+    store: RunStore,
+    *,
+    task: str | None = None,
+    checkpoint: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Events:
+    """Make further evaluations of finished runs, or of a bare model; the records are completed in place.
+
+    Args:
+        reference: A record's path, a unique key prefix, an experiment (all its finished runs), or a model reference
+            (`package:...`, `./folder`, or a hub id together with `task`).
+        store: Where the records lie.
+        task: Another task; None: the run's own.
+        checkpoint: `best`, `last`, or a step whose weights were kept; None: all that `run` would have evaluated.
+        overrides: Settings that belong to an evaluation (generation, evaluation batch, rows of the test).
+
+    Raises:
+        UserError: No such run, weights that were cleaned, or a setting that would change the training.
+    """
+    try:
+        records = store.find(reference)
+    except UserError as error:
+        if task is None and not reference.startswith("package:"):
+            raise
+        if not reference.startswith(("package:", "./", "/", "~", "../")) and reference.count("/") != 1:
+            raise
+        if task is None:
+            raise UserError(f"which task should '{reference}' be scored on?", fix="add --task NAME") from error
+        yield from _evaluate_bare(specs.bare(reference, task=task, overrides=overrides), store)
+        return
+    for record in records:
+        own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
+        changed = specs.with_evaluation(own, task=task, overrides=overrides or {})
+        yield from _evaluate_again(record, own, changed, store, checkpoint)
+
+
+def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
+    wanted = [Wanted(what="task", part="test", role="base", step=None)]
+    found = store.base_evaluation(wanted[0].key(spec, ""))
+    if found is not None:
+        yield Evaluated(evaluation=found, reused=True)
+        return
+    yield Stage(text=f"reading the rows of {spec.task.name}")
+    yield from scoring.score_start(spec, store, data.load(spec), wanted)
+
+
+def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore, checkpoint: str | None) -> Events:
+    if own.train_key != record.key:
+        raise UserError(
+            f"{record.stem}: the files of its model are not those it was trained on",
+            fix="restore them, or run it again",
+        )
+    with store.claim(own, category=record.category) as slot:
+        trained = slot.get("trained")
+        if trained is None or slot.finished is None:
+            raise UserError(f"{record.stem} is not trained yet", fix="finish it first: peftlab run")
+        wanted = _asked_for(spec, slot, trained, checkpoint)
+        absent = scoring.missing(spec, store, slot, wanted, own.train_key)
+        if absent:
+            yield Stage(text=f"reading the rows of {spec.task.name}")
+            rows = data.load(spec)
+            if spec.task == own.task:
+                _same_rows(slot, rows)
+            yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
+            asked = [one for one in absent if one.step is not None]
+            yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
+        completed = assemble(spec if spec.task == own.task else own, slot, store, extra=[(spec, one) for one in wanted])
+        slot.complete(completed)
+        yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)
+
+
+def _asked_for(spec: RunSpec, slot: Slot, trained: Mapping[str, Any], checkpoint: str | None) -> list[Wanted]:
+    """The evaluations of one checkpoint, or, unnamed, all that `run` makes."""
+    wanted = scoring.wanted_evaluations(
+        spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
+    )
+    if checkpoint is None or checkpoint == trained["role"]:
+        return wanted
+    step = _named_step(slot, spec, trained, checkpoint)
+    return [
+        Wanted(what=one.what, part=one.part, role="step", step=step) if one.step is not None else one
+        for one in wanted
+        if one.role in ("base", trained["role"])
+    ]
+
+
+def _named_step(slot: Slot, spec: RunSpec, trained: Mapping[str, Any], checkpoint: str) -> int:
+    if checkpoint.isdecimal():
+        return int(checkpoint)
+    if checkpoint == "last":
+        return int(trained["last_step"])
+    if checkpoint == "best":
+        validated_steps = [
+            found for found in slot.evaluations().values() if found.part == "valid" and found.role == "step"
+        ]
+        if not validated_steps:
+            raise UserError("no validation was made, so there is no best checkpoint", fix="name a step, or 'last'")
+        return int(max(validated_steps, key=lambda found: _score_of(found, spec)).checkpoint)
+    raise UserError(f"--checkpoint {checkpoint}: not best, last or a step", fix="such as --checkpoint 200")
+
+
+def _score_of(found: Evaluation, spec: RunSpec) -> float:
+    metric = found.metrics[spec.train.metric_for_best_model or spec.task.primary_metric]
+    return metric.mean if metric.direction == "higher" else -metric.mean

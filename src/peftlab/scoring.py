@@ -1,0 +1,207 @@
+"""Which evaluations a run asks for, making the missing ones, and storing them. Trains nothing.
+
+What is scored after training is the adapter as saved, loaded again; what is scored before it is the bare model, once
+per model, task and settings, shared by all runs that start from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from peftlab import checkpoint, data, evaluation, models
+from peftlab.errors import UserError
+from peftlab.events import Evaluated, Event, Stage
+from peftlab.record import Evaluation
+from peftlab.spec import RunSpec
+from peftlab.store import BaseSlot, RunStore, Slot
+from peftlab.task import Part
+
+_TEXT_BATCH_SIZE = 8
+
+Role = Literal["base", "last", "best", "step"]
+Scoring = Generator[Event, None, Evaluation | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One evaluation to be made: of a part of the task or of the general text, with the weights of a step.
+
+    `step` is None for the starting model.
+    """
+
+    what: Literal["task", "text"]
+    part: Part
+    role: Role
+    step: int | None
+
+    def key(self, spec: RunSpec, run_key: str) -> str:
+        """The evaluation key under `spec`, of the weights of run `run_key` (or of the bare model)."""
+        source = spec.base_identity() if self.step is None else {"run": run_key, "step": self.step}
+        return spec.text_key(source) if self.what == "text" else spec.evaluation_key(self.part, source)
+
+
+def wanted_evaluations(spec: RunSpec, *, step: int, role: Role, snapshots: tuple[int, ...] = ()) -> list[Wanted]:
+    """What `train.evaluate` asks for; the starting model's come first, validations of kept snapshots before the end's.
+
+    Args:
+        spec: The run.
+        step: Whose weights are the result.
+        role: Why they are: `last` or `best`.
+        snapshots: Steps whose weights were kept along the way.
+    """
+    if spec.train.evaluate == "none":
+        return []
+    whole = spec.train.evaluate == "all"
+    parts: list[Part] = ["test"] if whole else ["valid"]
+    parts = [part for part in parts if getattr(spec.task, part) is not None]
+    text = whole and spec.data.forgetting is not None and spec.task.kind != "classify"
+    wanted: list[Wanted] = []
+    if no_start(spec) is None:
+        wanted += [Wanted(what="task", part=part, role="base", step=None) for part in parts]
+    if text:
+        wanted.append(Wanted(what="text", part="test", role="base", step=None))
+    if spec.task.valid is not None:
+        wanted += [Wanted(what="task", part="valid", role="step", step=kept) for kept in snapshots]
+    wanted += [Wanted(what="task", part=part, role=role, step=step) for part in parts]
+    if text:
+        wanted.append(Wanted(what="text", part="test", role=role, step=step))
+    return wanted
+
+
+def no_start(spec: RunSpec) -> str | None:
+    """Why the starting model cannot be scored on this task, or None when it can."""
+    if spec.task.kind == "classify":
+        return "the starting model has a new classification head: its score would be that of random weights"
+    return None
+
+
+def kept_snapshots(slot: Slot) -> tuple[int, ...]:
+    """Steps whose weights were kept along the way."""
+    return tuple(sorted(int(path.name.removeprefix("step-")) for path in (slot.folder / "snapshots").glob("step-*")))
+
+
+def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], run_key: str) -> list[Wanted]:
+    """Those not stored yet; those on a text that cannot be had here are left out."""
+    have = slot.evaluations()
+    text = data.text_for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
+    result = []
+    for one in wanted:
+        key = one.key(spec, run_key)
+        stored = store.base_evaluation(key) if one.step is None else have.get(key)
+        if stored is None and not (one.what == "text" and isinstance(text, str)):
+            result.append(one)
+    return result
+
+
+def score_start(
+    spec: RunSpec, store: RunStore, rows: data.Rows, wanted: list[Wanted], base: models.Base | None = None
+) -> Generator[Event, None, models.Base | None]:
+    """Score the bare model where that is wanted; returns the base if it had to be loaded."""
+    for one in wanted:
+        if base is None:
+            yield Stage(text=f"loading {spec.model.id}")
+            base = load_base(spec)
+        name = spec.task.name if one.what == "task" else str(spec.data.forgetting)
+        with store.base_slot(one.key(spec, ""), name) as slot:
+            if slot.evaluation is None:
+                yield from score(slot, spec, "", one, rows, models.bare(base))
+    return base
+
+
+def score_trained(
+    spec: RunSpec, slot: Slot, rows: data.Rows, wanted: list[Wanted], run_key: str
+) -> Generator[Event, None, None]:
+    """Score saved weights, each loaded once onto a fresh base."""
+    loaded: tuple[int, models.Built] | None = None
+    for one in wanted:
+        assert one.step is not None
+        if loaded is None or loaded[0] != one.step:
+            yield Stage(text=f"loading the saved weights of step {one.step}")
+            loaded = None
+            loaded = (one.step, models.load_trained(slot.spec, weights_folder(slot, one.step)))
+        yield from score(slot, spec, run_key, one, rows, loaded[1])
+
+
+def load_base(spec: RunSpec) -> models.Base:
+    """The base model of a run, with the head its task needs."""
+    return models.load(spec.model, models.kind_of(spec), labels=spec.task.labels, seed=spec.seed)
+
+
+def weights_folder(slot: Slot, step: int) -> Path:
+    """Where the weights of a step lie.
+
+    Raises:
+        UserError: They were not kept.
+    """
+    trained = slot.get("trained") or {}
+    if step == trained.get("step"):
+        return slot.folder / "adapter"
+    folder = slot.folder / "snapshots" / checkpoint.name(step)
+    if not folder.is_dir():
+        raise UserError(
+            f"no weights of step {step} were kept (kept: {list(kept_snapshots(slot)) or 'none'} and the result)",
+            fix="they are kept at each eval_steps with load_best_model_at_end=true, or with evaluate=none or valid",
+        )
+    return folder
+
+
+def score(
+    slot: Slot | BaseSlot, spec: RunSpec, run_key: str, wanted: Wanted, rows: data.Rows, built: models.Built
+) -> Scoring:
+    """Score, store, and announce one evaluation; returns it as stored."""
+    started = time.perf_counter()
+    name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {spec.task.name}"
+    who = "the starting model" if wanted.step is None else f"step {wanted.step}"
+    yield Stage(text=f"scoring {who} on {name}")
+    partial = rows.partial
+    if wanted.what == "text":
+        text = data.text_for_forgetting(spec.data.forgetting)
+        assert not isinstance(text, str), "an unavailable text is not wanted"
+        scored = yield from evaluation.text_loss(built, text[0], batch_size=_TEXT_BATCH_SIZE)
+        partial = bool(text[1].get("partial"))
+    else:
+        scored = yield from evaluation.score(built, getattr(rows, wanted.part), spec, shots=rows.shots)
+    found = Evaluation(
+        key=wanted.key(spec, run_key),
+        what=wanted.what,
+        task=spec.task.name if wanted.what == "task" else str(spec.data.forgetting),
+        part=wanted.part,
+        checkpoint="base" if wanted.step is None else wanted.step,
+        role=wanted.role,
+        metrics=scored.metrics,
+        num_items=len(scored.items),
+        grader=_grader(spec) if wanted.what == "task" else None,
+        baselines=scored.baselines,
+        settings=_settings(spec),
+        partial=partial,
+        seconds=time.perf_counter() - started,
+        num_tokens=scored.num_tokens,
+        notes=scored.notes,
+    )
+    stored = slot.add(found, samples=scored.samples, items=scored.items, outcomes=scored.outcomes)
+    if isinstance(slot, Slot):
+        slot.part_seconds("validation" if wanted.role == "step" else "test", found.seconds or 0.0)
+    yield Evaluated(evaluation=stored)
+    return stored
+
+
+def _grader(spec: RunSpec) -> dict[str, Any]:
+    from peftlab.protocols import find
+
+    return {**spec.task.grader.model_dump(mode="json"), "version": find("graders", spec.task.grader.name).version}
+
+
+def _settings(spec: RunSpec) -> Mapping[str, Any]:
+    return {
+        "model": spec.base_identity(),
+        "generation": spec.generation.model_dump(mode="json"),
+        "per_device_eval_batch_size": spec.batch.per_device_eval_batch_size,
+        "device": models.default_device().type,
+        "threads": torch.get_num_threads(),
+    }

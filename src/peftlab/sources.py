@@ -1,0 +1,328 @@
+"""Read the rows of one source: from a mirror folder, a local file, the hub or a generator.
+
+Gives whole splits as plain rows, and says where they came from. Which rows a part takes of a split, and what parts may
+share, is `data.py`'s work. Only a hub id that no mirror answers asks for the network.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab.digest import file_digest
+from peftlab.errors import UserError, unknown_name
+from peftlab.settings import read_json
+from peftlab.task import Row, Source, local_file
+
+MIRROR_VARIABLE = "PEFTLAB_MIRROR"
+MIRROR_INDEX = "mirror.json"
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+GENERATOR_LIBRARY = "reasoning-gym"
+
+_SPLIT = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All rows of one split (or of one generator), before any slice.
+
+    Attributes:
+        rows: Plain rows in file order.
+        origin: Where they came from; goes into the record.
+        partial: Whether they are declared to be only a part of the published split.
+    """
+
+    rows: Sequence[Row]
+    origin: Mapping[str, Any]
+    partial: bool = False
+
+
+def read(source: Source) -> Table:
+    """Read a source: a generator, a local file, the mirror that PEFTLAB_MIRROR names, or the hub, in this order.
+
+    Raises:
+        UserError: Anything absent, unreadable or unreachable, with what to do about it.
+    """
+    if source.generator is not None:
+        return _generated(source)
+    path = local_file(source)
+    if path is not None:
+        origin = {"from": "file", "file": path.name, "split": source.split, "content": _content(path)}
+        return Table(rows=read_rows(path), origin=origin)
+    return read_mirror(source) or _hub(source)
+
+
+# ------------------------------------------------------------------------------------------------------- slices
+
+
+def window(split: str, num_rows: int) -> range:
+    """Row numbers that a split with an optional slice means: `train`, `train[:1000]`, `train[-5:]`, `train[10%:20%]`.
+
+    Percentages round to the nearest row, as the `datasets` library does, so that adjoining slices share no row.
+
+    Raises:
+        UserError: The slice cannot be read, reaches beyond the rows there are, or is empty.
+    """
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise UserError(
+            f"cannot read the split '{split}'", fix="write train, train[:1000], train[10:20], train[-5:] or train[:10%]"
+        )
+    start = _bound(match["start"], num_rows, 0, split)
+    stop = _bound(match["stop"], num_rows, num_rows, split)
+    if start >= stop:
+        raise UserError(f"split '{split}' is an empty data set: it has {num_rows} rows", fix="mend the slice")
+    return range(start, stop)
+
+
+def _bound(text: str | None, num_rows: int, default: int, split: str) -> int:
+    if text is None:
+        return default
+    number = int(text.rstrip("%"))
+    if text.endswith("%"):
+        number = round(number * num_rows / 100)
+    position = number + num_rows if text.startswith("-") else number
+    if not 0 <= position <= num_rows:
+        raise UserError(
+            f"split '{split}' reaches beyond the data: there are {num_rows} rows", fix=f"slice within 0 and {num_rows}"
+        )
+    return position
+
+
+# -------------------------------------------------------------------------------------------------- local files
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file: JSON Lines (gzip or plain) or, for `.json`, one list of objects.
+
+    Raises:
+        UserError: The file cannot be read, or a line is no JSON object; names file and line.
+    """
+    try:
+        with open(path, "rb") as raw:
+            compressed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
+            if path.name.endswith(".json"):
+                return _rows_of_list(file.read(), path)
+            return list(_rows_of_lines(file, path))
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}", fix="check the file and its permissions") from None
+
+
+def _rows_of_lines(lines: Any, path: Path) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}")
+
+
+def _rows_of_list(content: bytes, path: Path) -> list[Row]:
+    parsed = _parsed(content, str(path))
+    if not isinstance(parsed, list):
+        raise UserError(f"{path} holds no list of rows", fix="write [{...}, {...}], or use JSON Lines (.jsonl)")
+    return [_row(value, f"{path}, row {number}") for number, value in enumerate(parsed, start=1)]
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    try:
+        value = _DECODER.decode(content.decode("utf-8-sig").strip())
+        if b"\\ud" in content or b"\\uD" in content:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {error}", fix="each row is one JSON object, in UTF-8") from None
+    return value
+
+
+def _row(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: a {type(value).__name__}, not an object", fix='write rows as {"column": value, ...}')
+    return value
+
+
+def _content(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}", fix="check the file and its permissions") from None
+
+
+# ------------------------------------------------------------------------------------------------------- mirror
+
+
+def read_mirror(source: Source) -> Table | None:
+    """The split out of the mirror folder, or None when there is no mirror or the mirror has not this data set.
+
+    Raises:
+        UserError: The mirror has the data set but not this split: a part of a split is used only when it is named.
+    """
+    entry, root = _mirror_entry(source)
+    if entry is None:
+        return None
+    splits, partial = entry["splits"], entry.get("partial", [])
+    if source.split_name not in splits:
+        shown = ", ".join(name + (" (a part)" if name in partial else "") for name in sorted(splits))
+        raise UserError(
+            f"the mirror has no split '{source.split_name}' of {_hub_name(source)}; it has: {shown}",
+            fix=f"name one of these in the task (a part is used only when it is named), or unset {MIRROR_VARIABLE}",
+        )
+    held = entry.get("revision")
+    if held and source.revision and held != source.revision:
+        raise UserError(
+            f"the mirror holds {_hub_name(source)} at revision {held}, the task declares {source.revision}",
+            fix=f"fetch the declared revision into the mirror, or unset {MIRROR_VARIABLE}",
+        )
+    path = root / entry["folder"] / splits[source.split_name]
+    rows = read_rows(path)
+    origin = {
+        **_declared(source),
+        "from": "mirror",
+        "content": _content(path),
+        "loaded_revision": held,
+    }
+    return Table(rows=rows, origin=origin, partial=source.split_name in partial)
+
+
+def _mirror_entry(source: Source) -> tuple[dict[str, Any] | None, Path]:
+    index, root = _mirror_index()
+    entry = index.get(_hub_name(source))
+    if entry is not None and not (isinstance(entry, dict) and {"folder", "splits"} <= set(entry)):
+        raise UserError(
+            f"{root / MIRROR_INDEX}: the entry '{_hub_name(source)}' lacks 'folder' or 'splits'", fix="mend the entry"
+        )
+    return entry, root
+
+
+def _mirror_index() -> tuple[dict[str, Any], Path]:
+    folder = os.environ.get(MIRROR_VARIABLE, "")
+    if not folder:
+        return {}, Path()
+    path = Path(folder).expanduser() / MIRROR_INDEX
+    try:
+        if path.is_file():
+            return read_json(path), path.parent
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}", fix="check the file and its permissions") from None
+    raise UserError(
+        f"{MIRROR_VARIABLE} names {folder}, which holds no {MIRROR_INDEX}", fix="mend or unset the variable"
+    )
+
+
+def _hub_name(source: Source) -> str:
+    return f"{source.dataset}:{source.subset}" if source.subset else str(source.dataset)
+
+
+def _declared(source: Source) -> dict[str, Any]:
+    return {
+        "dataset": source.dataset,
+        "subset": source.subset,
+        "split": source.split,
+        "declared_revision": source.revision,
+        "pinned": source.revision is not None,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- hub
+
+
+def _hub(source: Source) -> Table:
+    """The split by the `datasets` library: over the network, or out of its cache when the network is switched off."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            f"reading {_hub_name(source)} from the hub needs the 'datasets' library",
+            fix=f"pip install 'peftlab[hub]', or set {MIRROR_VARIABLE} to a folder that holds the data",
+        ) from None
+    try:
+        data = datasets.load_dataset(source.dataset, source.subset, revision=source.revision, split=source.split_name)
+        rows = [dict(row) for row in data]
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise _unreachable(source, error) from error
+    checksums = getattr(data.info, "download_checksums", None) or {}
+    commits = {match[1] for match in map(_COMMIT.search, checksums) if match}
+    origin = {**_declared(source), "from": "hub", "loaded_revision": commits.pop() if len(commits) == 1 else None}
+    return Table(rows=rows, origin=origin)
+
+
+def _unreachable(source: Source, error: Exception) -> UserError:
+    name = _hub_name(source)
+    fixes = [f"set {MIRROR_VARIABLE} to a folder that holds the data"]
+    switched_off = [variable for variable in OFFLINE_VARIABLES if os.environ.get(variable, "").upper() in _TRUE]
+    if switched_off:
+        fixes.append(f"or unset {' and '.join(switched_off)}")
+    else:
+        fixes.append("or check the data set's id, subset, split and revision, the network, and the cache's permissions")
+    if Path(str(source.dataset)).exists():
+        fixes.append(f"or, for the local {source.dataset}, write ./{source.dataset}")
+    near = [key for key in _mirror_index()[0] if key.partition(":")[0] == source.dataset]
+    if near:
+        fixes.append(f"or name a subset that the mirror has: {', '.join(near)}")
+    return UserError(f"cannot read {name} (split '{source.split_name}') from the hub: {error}", fix=", ".join(fixes))
+
+
+_TRUE = ("1", "TRUE", "YES", "ON")
+
+
+# --------------------------------------------------------------------------------------------------- generators
+
+
+def _generated(source: Source) -> Table:
+    """Rows of a reasoning-gym generator; its metadata become columns beside `question` and `answer`."""
+    installed = _generator_version(source)
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    name = str(source.generator)
+    if name not in DATASETS:
+        raise unknown_name("generator", name, DATASETS)
+    clash = sorted({"seed", "size"} & set(source.options))
+    if clash:
+        raise UserError(f"generator '{name}': {clash} stands in 'options'", fix="give it beside 'options'")
+    try:
+        entries = reasoning_gym.create_dataset(name, seed=source.seed, size=source.size, **source.options)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"generator '{name}' refuses its options: {error}", fix="mend 'options' in the task") from None
+    rows = [
+        {**(entry.get("metadata") or {}), "question": entry["question"], "answer": entry["answer"]} for entry in entries
+    ]
+    origin = {
+        "from": "generator",
+        "generator": name,
+        "options": dict(source.options),
+        "seed": source.seed,
+        "size": source.size,
+        "version": installed,
+        "pinned": source.version is not None,
+    }
+    return Table(rows=rows, origin=origin)
+
+
+def _generator_version(source: Source) -> str:
+    """The installed version: it must be the declared one, since another may generate other rows from one seed."""
+    try:
+        installed = importlib.metadata.version(GENERATOR_LIBRARY)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"generator '{source.generator}' needs the library {GENERATOR_LIBRARY}",
+            fix="pip install 'peftlab[generators]'",
+        ) from None
+    if source.version is not None and source.version != installed:
+        raise UserError(
+            f"generator '{source.generator}': {GENERATOR_LIBRARY} {installed} is installed, not {source.version}",
+            fix=f"pip install {GENERATOR_LIBRARY}=={source.version}",
+        )
+    return installed

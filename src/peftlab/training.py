@@ -1,0 +1,206 @@
+"""The step generator: forward, loss per label token, backward, clip, step. One loop for every method.
+
+It yields after each optimizer step and never inside a context; who reads it decides when to validate, save or stop.
+Accumulation and autocast are written out here, because the loss must be divided by the label tokens of the whole
+step, over all its forward passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from peftlab import loss, measure, optim, seeds
+from peftlab.batching import IGNORE, Batch, StepRows, Stream, collate
+from peftlab.errors import UserError
+from peftlab.events import Step
+from peftlab.models import Built
+from peftlab.spec import RunSpec
+
+_OWN_OBJECTIVE_TOLERANCE = 1e-4
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Diverged(UserError):
+    """The loss became NaN or infinite; the run is recorded as failed."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything that moves from step to step besides the model's own tensors.
+
+    Attributes:
+        step: Optimizer steps done.
+        own_objective: Whether the method adds a term of its own to a labelled loss; None before step 1.
+        scaler: Loss scaler of fp16 AMP, else disabled.
+        best: Best validation so far: `{"step": .., "score": ..}`; and how many validations had no gain.
+    """
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    own_objective: bool | None = None
+    best: dict[str, Any] = field(default_factory=dict)
+
+
+def start(built: Built, spec: RunSpec) -> State:
+    """The state before step 1."""
+    scaler = torch.amp.GradScaler(built.device.type, enabled=spec.train.mixed_precision == "fp16")
+    return State(optimizer=optim.build(built.trainable(), spec.optim), scaler=scaler)
+
+
+def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator[Step]:
+    """Train from `state.step` to `spec.train.max_steps`, yielding after each step.
+
+    Raises:
+        Diverged: NaN or infinite loss.
+    """
+    parameters = built.trainable()
+    after_step = built.method.after_step or _tuner_hook(built)
+    while state.step < spec.train.max_steps:
+        started = time.perf_counter()
+        rows = next(stream)
+        state.step += 1
+        built.model.train()
+        seeds.reseed(spec.seed, "dropout", state.step, stream.rank)
+        rate = optim.learning_rate(spec.optim, state.step, spec.train.max_steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        sums = _accumulate(built, rows, spec, state)
+        if not math.isfinite(sums.loss + sums.method_loss):
+            raise Diverged(
+                f"the loss became {sums.loss} at step {state.step}",
+                fix="lower optim.learning_rate, clip harder (optim.max_grad_norm) or use float32",
+            )
+        if state.step == 1:
+            _check_gradients(parameters)
+        norm = _update(parameters, spec, state)
+        after_step(built.model, state.step)
+        state.optimizer.zero_grad(set_to_none=True)
+        yield Step(
+            step=state.step,
+            loss=sums.loss,
+            method_loss=sums.method_loss if state.own_objective else None,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=sums.tokens,
+            label_tokens=sums.label_tokens,
+            seconds=time.perf_counter() - started,
+            memory_bytes=measure.current_memory_bytes(),
+            epoch=rows.epoch,
+        )
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    loss: float = 0.0
+    method_loss: float = 0.0
+    tokens: int = 0
+    label_tokens: int = 0
+
+
+def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _Sums:
+    """Forward and backward over the step's micro-batches; gradients are of (sum of losses) / (their global weight)."""
+    batches = [collate(micro, pad_id=built.pad_id, eos_weight=spec.data.eos_weight) for micro in rows.micro_batches]
+    total_weight = sum(_weight(batch) for batch in batches)
+    sums = _Sums()
+    for batch in batches:
+        batch = batch.to(built.device)
+        with _autocast(built, spec):
+            outputs = forward(built, batch, labelled=state.own_objective is not False)
+            found = loss.from_logits(outputs.logits, batch)
+            own = _own_objective(built, outputs, found, state)
+            objective = found.total / max(total_weight, 1e-12)
+            if own is not None:
+                objective = objective + own / len(batches)
+        state.scaler.scale(objective).backward()  # type: ignore[no-untyped-call]
+        sums.loss += float(found.total.detach()) / max(total_weight, 1e-12)
+        sums.method_loss += float(own.detach()) / len(batches) if own is not None else 0.0
+        sums.tokens += batch.num_tokens
+        sums.label_tokens += found.count
+    return sums
+
+
+def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
+    """One forward pass. Unlabelled, only the logits that the loss reads are asked for, where the model can do so."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.type_ids is not None:
+        inputs["token_type_ids"] = batch.type_ids
+    if labelled:
+        inputs["labels"] = batch.classes if batch.classes is not None else batch.labels
+    elif built.trims_logits and built.kind == "causal":
+        inputs["logits_to_keep"] = batch.keep
+    if built.kind == "causal":
+        inputs["use_cache"] = False
+    if built.method.forward_inputs is not None:
+        inputs.update(built.method.forward_inputs(batch))
+    return built.model(**inputs)
+
+
+def _weight(batch: Batch) -> float:
+    if batch.classes is not None:
+        return len(batch.classes)
+    assert batch.labels is not None
+    mask = batch.labels[:, batch.first_label :] != IGNORE
+    if batch.weights is None:
+        return float(mask.sum())
+    return float(batch.weights[:, batch.first_label :][mask].sum())
+
+
+def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State) -> torch.Tensor | None:
+    """The term that a method adds to the loss: its own function, or what its labelled loss has beyond ours.
+
+    Looked for once, on the first batch of step 1; a difference that is not rounding belongs to the method.
+    """
+    if built.method.extra_loss is not None:
+        state.own_objective = True
+        term: torch.Tensor = built.method.extra_loss(built.model, state.step)
+        return term
+    if state.own_objective is False:
+        return None
+    # The task's own part is already in `found`; what is left of the labelled loss is the method's.
+    ours = found.unweighted / max(found.count, 1)
+    own: torch.Tensor = outputs.loss - ours
+    if state.own_objective is None:
+        difference, size = abs(float(own.detach())), abs(float(ours.detach()))
+        state.own_objective = found.count > 0 and difference > _OWN_OBJECTIVE_TOLERANCE * max(1.0, size)
+    return own if state.own_objective else None
+
+
+def _autocast(built: Built, spec: RunSpec) -> contextlib.AbstractContextManager[Any]:
+    if spec.train.mixed_precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(built.device.type, dtype=_AMP_DTYPES[spec.train.mixed_precision])
+
+
+def _check_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
+    missing = [name for name, parameter in parameters.items() if parameter.grad is None]
+    if missing:
+        raise UserError(
+            f"{len(missing)} trainable tensors get no gradient, the first is {missing[0]}",
+            fix="they are not part of the forward pass: check target_modules and modules_to_save",
+        )
+
+
+def _update(parameters: dict[str, torch.nn.Parameter], spec: RunSpec, state: State) -> float:
+    """Clip and step; returns the gradient norm before clipping."""
+    state.scaler.unscale_(state.optimizer)
+    limit = spec.optim.max_grad_norm or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit))
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    return norm
+
+
+def _tuner_hook(built: Built) -> Callable[[Any, int], None]:
+    """peft's convention for methods that reallocate after each step: `update_and_allocate(step)` on the tuner."""
+    hook = getattr(getattr(built.model, "base_model", None), "update_and_allocate", None)
+    if hook is None:
+        return lambda model, step: None
+    return lambda model, step: hook(step)

@@ -119,18 +119,21 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         raise _cannot_load("tokenizer", settings, error) from error
 
 
-def load(settings: ModelSettings, kind: Kind, *, labels: tuple[str, ...] = (), seed: int = 0) -> Base:
+def load(
+    settings: ModelSettings, kind: Kind, *, labels: tuple[str, ...] = (), seed: int = 0, weights: Path | None = None
+) -> Base:
     """Load weights and tokenizer in the declared precision.
 
     A new classification head starts from the stream `adapter` of `seed`. Token rows that the tokenizer has and the
-    model lacks are added as the mean of the others, so that they do not depend on a seed.
+    model lacks are added as the mean of the others, so that they do not depend on a seed. `weights` names a folder of
+    trained weights to load in place of the model's own.
 
     Raises:
         UserError: Not found, not reachable, or not a model of the kind that the task needs.
     """
     torch.set_float32_matmul_precision(settings.matmul_precision)
     tokenizer = load_tokenizer(settings)
-    name, revision = source_of(settings)
+    name, revision = source_of(settings) if weights is None else (str(weights), None)
     extra: dict[str, Any] = {}
     if kind == "classify":
         extra = {"num_labels": max(len(labels), 1), "id2label": dict(enumerate(labels))}
@@ -329,6 +332,7 @@ class _quiet_peft(warnings.catch_warnings):
     def __enter__(self) -> Any:
         entered = super().__enter__()
         warnings.filterwarnings("ignore", module=r"peft\..*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
         return entered
 
 
@@ -370,11 +374,7 @@ def load_trained(spec: RunSpec, folder: Path) -> Built:
     if not folder.is_dir():
         raise UserError(f"no saved weights at {folder}", fix="they were cleaned; run the experiment again with --rerun")
     if spec.adapter is None:
-        saved = spec.model.model_copy(update={"id": str(folder.resolve()), "revision": None})
-        loaded = load(saved, kind, labels=spec.task.labels, seed=spec.seed)
-        tokenizer = load_tokenizer(spec.model)
-        base = dataclasses.replace(loaded, tokenizer=tokenizer)
-        return bare(base)
+        return bare(load(spec.model, kind, labels=spec.task.labels, seed=spec.seed, weights=folder))
     base = load(spec.model, kind, labels=spec.task.labels, seed=spec.seed)
     method = method_of(spec.adapter)
     try:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from peftlab.atomic import new_folder, read_text, safe_name, write_atomic
 from peftlab.digest import digest
@@ -72,7 +73,12 @@ def read_record(path: Path) -> Record:
     Raises:
         UserError: It cannot be read as one.
     """
-    return from_json(read_text(path), where=str(path))
+    text = read_text(path)
+    if '"$float"' not in text:
+        # Three times as fast, which is seconds over ten thousand records; whatever it refuses gets the full treatment.
+        with suppress(ValidationError):
+            return Record.model_validate_json(text)
+    return from_json(text, where=str(path))
 
 
 def read_progress(payload: Path) -> Progress:
@@ -216,7 +222,7 @@ def write_evaluation(
     items: Sequence[str],
     outcomes: Mapping[str, np.ndarray],
 ) -> Evaluation:
-    """Write the folder of an evaluation, whole or not at all; returned with `folder` (`shown`) and `items` filled in."""
+    """Write an evaluation's folder, whole or not at all; returns it with `folder` (`shown`) and `items` filled in."""
     import numpy as np  # imported late: reading records needs none of it
 
     filled = evaluation.model_copy(update={"folder": shown, **({"items": digest(list(items))} if items else {})})

@@ -72,7 +72,8 @@ def window(split: str, num_rows: int) -> range:
         UserError: The slice cannot be read, reaches beyond the rows there are, or is empty.
     """
     match = _SPLIT.fullmatch(split)
-    if match is None:
+    bounds = [match[name] for name in ("start", "stop") if match[name]] if match else []
+    if match is None or len({bound.endswith("%") for bound in bounds}) > 1:
         raise UserError(
             f"cannot read the split '{split}'", fix="write train, train[:1000], train[10:20], train[-5:] or train[:10%]"
         )

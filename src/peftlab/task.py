@@ -11,9 +11,9 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Strict, model_validator
 
 from peftlab import references
 from peftlab.digest import digest, file_digest
@@ -29,6 +29,8 @@ CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json")
 """Endings of files with rows: JSON Lines, the same compressed, or one JSON list."""
 Row = Mapping[str, Any]
+Names = Annotated[tuple[str, ...], Strict(False)]
+"""A list in YAML, a tuple here."""
 
 
 class Source(Settings):
@@ -110,9 +112,7 @@ class Task(Settings):
     train: Source | None = setting(None, "training rows")
     valid: Source | None = setting(None, "validation rows", key="eval")
     test: Source | None = setting(None, "test rows", key="eval")
-    columns: dict[str, str | tuple[str, ...]] = setting(
-        {}, "our name: the data's name, or several to try", strict=False
-    )
+    columns: dict[str, str | Names] = setting({}, "our name: the data's name, or several to try")
     prompt: str = setting("", "template over the columns")
     target: str = setting("", "template of what is to be written after the prompt")
     reference: str = setting("answer", "column that the grader compares with", key="eval")

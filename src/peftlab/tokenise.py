@@ -64,7 +64,7 @@ def tokenise(
     if kind == "classify":
         return _classification_rows(examples, tokenizer, max_length)
     eos = _eos_id(tokenizer)
-    prefix, _ = _affixes(tokenizer)
+    prefix = _prefix(tokenizer)
     prompts = _encode([example.prompt for example in examples], tokenizer)
     wholes = _encode([example.prompt + example.target for example in examples], tokenizer)
     apart = [index for index, ids in enumerate(prompts) if wholes[index][: len(ids)] != ids]
@@ -93,8 +93,7 @@ def prompt_ids(text: str, tokenizer: Any) -> Ids:
 
     What a tokenizer puts after every text (some add an EOS) is left off: the text goes on.
     """
-    prefix, _ = _affixes(tokenizer)
-    return (*prefix, *_encode([text], tokenizer)[0])
+    return (*_prefix(tokenizer), *_encode([text], tokenizer)[0])
 
 
 def chat_prompt(text: str, tokenizer: Any) -> Ids:
@@ -124,14 +123,13 @@ def _eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _affixes(tokenizer: Any) -> tuple[Ids, Ids]:
-    """The ids that the tokenizer itself puts before and after every single text."""
+def _prefix(tokenizer: Any) -> Ids:
+    """The ids that the tokenizer itself puts before every text (a BOS, or nothing)."""
     probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids, added = probe["input_ids"], probe["special_tokens_mask"]
-    content = [position for position, is_added in enumerate(added) if not is_added]
-    if not content:
-        return tuple(ids), ()
-    return tuple(ids[: content[0]]), tuple(ids[content[-1] + 1 :])
+    if 0 not in added:
+        raise UserError("the model's tokenizer has no token for the letter 'a'", fix="use another tokenizer")
+    return tuple(ids[: added.index(0)])
 
 
 def _encode(texts: Sequence[str], tokenizer: Any) -> list[Ids]:

@@ -5,6 +5,7 @@ Reads events and a clock; knows nothing of how a run works and changes nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -27,7 +28,7 @@ REFRESH_SECONDS = 0.25
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.1
 LONG_RUN_SHARE = 0.02
-"""A plain line at the first step, at every tenth of them, and when 10 s (later 2 % of the time so far) have passed."""
+"""A plain line at the first step, at every tenth of them, and after 10 s (later: 2 % of the time so far)."""
 
 _AVERAGE_KEEPS = 0.9
 
@@ -133,8 +134,7 @@ class Teller:
             self._surface.passing(step_text(step, self._max_steps, self._pace))
 
     def _progress(self, event: Progress) -> None:
-        done = event.done / event.total if event.total else 1.0
-        if self._surface.due(self._clock(), done, first=False):
+        if self._surface.due(self._clock(), 0.0, first=False):
             self._surface.passing(f"{self._stage}: {event.done} of {event.total}")
 
 
@@ -199,7 +199,7 @@ class PlainLines:
         self._out = out
         self._began: float | None = None
         self._last = 0.0
-        self._last_share = 0.0
+        self._tenth = 0
 
     def line(self, text: str) -> None:
         """Print it."""
@@ -208,15 +208,16 @@ class PlainLines:
     def stage(self, now: float) -> None:
         """Intervals start anew."""
         self._began = now if self._began is None else self._began
-        self._last, self._last_share = now, 0.0
+        self._last, self._tenth = now, 0
 
     def due(self, now: float, share: float, *, first: bool) -> bool:
         """At the first, the last, every tenth, and after a while."""
         elapsed = now - (self._began if self._began is not None else now)
         late = now - self._last >= max(LINE_SECONDS, LONG_RUN_SHARE * elapsed)
-        if not (first or late or share >= 1 or share - self._last_share >= LINE_SHARE):
+        tenth = math.floor(share / LINE_SHARE + 1e-9)
+        if not (first or late or tenth > self._tenth):
             return False
-        self._last, self._last_share = now, share
+        self._last, self._tenth = now, tenth
         return True
 
     def passing(self, text: str) -> None:

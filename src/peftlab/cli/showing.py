@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from peftlab.cli import arguments, tables
+from peftlab.cli import arguments, tables, units
 from peftlab.errors import UserError
 from peftlab.spec import RunSpec, bare
 
@@ -62,14 +62,13 @@ def _show_experiment(spec: RunSpec) -> None:
         typer.echo(marked(tokenizer, row))
     typer.echo("")
     lengths = sorted(len(row.ids) for row in token_rows)
-    tables.write_pairs(
-        {
-            "rows": len(lengths),
-            "tokens per row": f"median {_quantile(lengths, 0.5)}, 95 % below {_quantile(lengths, 0.95)}, "
-            f"longest {lengths[-1]}",
-            **{name.replace("_", " "): str(value) for name, value in facts.items()},
-        }
-    )
+    quantiles = {"median length": _quantile(lengths, 0.5), "95 % are at most": _quantile(lengths, 0.95)}
+    counts = {name.replace("_", " "): _number(value) for name, value in facts.items()}
+    tables.write_pairs({**counts, **quantiles, "limit (data.max_length)": spec.data.max_length})
+
+
+def _number(value: Any) -> str:
+    return units.number(value) if isinstance(value, float) else str(value)
 
 
 def marked(tokenizer: Any, row: TokenRow) -> str:
@@ -77,7 +76,7 @@ def marked(tokenizer: Any, row: TokenRow) -> str:
     masked, trained = row.ids[: row.labels_from], row.ids[row.labels_from :]
     end = f"[[{tokenizer.decode(trained)}]]" if trained else ""
     label = f"[[label {row.label}]]" if row.label is not None else ""
-    return tokenizer.decode(masked) + end + label + (" (cut off here)" if row.truncated else "")
+    return f"{tokenizer.decode(masked)}{end}{label}{' (cut off here)' if row.truncated else ''}"
 
 
 def _quantile(ordered: Sequence[int], share: float) -> int:

@@ -88,11 +88,13 @@ def interval(mean: float | None, standard_error: float | None) -> str:
     """A mean with its interval of two standard errors, which covers about 95 %.
 
     Example:
-        >>> interval(0.4784, 0.0137), interval(1.25, None)
-        ('0.478 (0.451 to 0.506)', '1.25')
+        >>> interval(0.4784, 0.0137), interval(1.25, None), interval(0.0, 0.0)
+        ('0.478 (0.451 to 0.506)', '1.25', '0 (all items equal)')
     """
     if mean is None or standard_error is None or not math.isfinite(standard_error):
         return score(mean, standard_error)
+    if standard_error == 0:
+        return f"{number(mean)} (all items equal)"
     digits = _digits(standard_error)
     low, high = mean - 2 * standard_error, mean + 2 * standard_error
     return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def _generate(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any])
         input_ids[row, width - len(prompt.token_ids) :] = torch.tensor(prompt.token_ids)
         attention_mask[row, width - len(prompt.token_ids) :] = 1
     built.model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # peft says that prompt methods drop position ids: that is why their batches hold prompts of one length
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
         output = built.model.generate(
             input_ids=input_ids.to(built.device),
             attention_mask=attention_mask.to(built.device),

@@ -7,10 +7,10 @@ the prompt: an answer that stands only in the prompt never counts.
 Modes:
     strict: The *declared* answer: the number that directly follows the last declaration, on its line. Declarations are
         `answer is` (the answer is, the final answer is, ...; not `the answer is correct`), `answer:`, `answer =`,
-        `<answer>`, `####` and `\\boxed{}` (`\\fbox{}`), in any case. After one may come a working (`3 + 4 = 7`, `x = 7`:
-        the last value counts), quotes, brackets, emphasis, a currency and words such as `exactly`. A box must be closed
-        and hold one number. Something else after a declaration, such as `unknown`, or more than one number (a list
-        `1, 2`, a range `3-4`, `3 or 4`, a time, a date, a sum, `5x`) declares nothing: the answer is invalid. A
+        `<answer>`, `####` and `\\boxed{}` (`\\fbox{}`), in any case. After one may come a working, whose last value
+        counts (`3 + 4 = 7`, `x = 7`), quotes, brackets, emphasis, a currency and words such as `exactly`. A box must be
+        closed and hold one number. Something else after a declaration, such as `unknown`, or more than one number (a
+        list `1, 2`, a range `3-4`, `3 or 4`, a time, a date, a sum, `5x`) declares nothing: the answer is invalid. A
         completion without any declaration counts only when all of it is one number, with an optional currency, unit and
         final punctuation.
     flexible: The last number anywhere; of a list, a range, a time or a date the last one.

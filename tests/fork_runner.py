@@ -1,0 +1,141 @@
+"""Runs experiments in child processes that share one import of torch, and kills them at a chosen moment.
+
+Reads one JSON command a line from stdin, forks a child that obeys it, and answers with the child's exit status. Run as
+a program by `Runner`; it does nothing when imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MOMENTS = ("step", "checkpoint", "validation", "record", "setup")
+
+
+class Runner:
+    """A fork server. `run` returns the child's exit code, negative for a signal."""
+
+    def __init__(self, environment: dict[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+
+    def run(self, experiment: Path, results: Path, *, kill: str | None = None, count: int = 1, **more: Any) -> int:
+        """Run an experiment; `kill` names the moment, `count` which occurrence of it."""
+        command = {"experiment": str(experiment), "results": str(results), "kill": kill, "count": count, **more}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the server."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=20)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _nth(count: int, action: Callable[[], None], original: Callable[..., Any]) -> Callable[..., Any]:
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            action()
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
+def _arm(kill: str, count: int) -> None:
+    """Make the process kill itself at the `count`-th time of a moment."""
+    from peftlab import checkpoint, evaluation, models, slot, training
+
+    if kill == "step":
+        training._update = _nth(count, _die, training._update)
+    elif kill == "setup":
+        models.adapt = _nth(count, _die, models.adapt)
+    elif kill == "validation":
+        evaluation.grade = _nth(count, _die, evaluation.grade)
+    elif kill == "record":
+        slot.settle = _nth(count, _die, slot.settle)
+    elif kill == "checkpoint":
+        whole = checkpoint.save_file
+
+        def half(tensors: Any, path: str) -> None:
+            whole(tensors, path)
+            os.truncate(path, os.path.getsize(path) // 2)
+            _die()
+
+        calls = 0
+
+        def save_file(tensors: Any, path: str) -> None:
+            nonlocal calls
+            calls += 1
+            (half if calls == count else whole)(tensors, path)
+
+        checkpoint.save_file = save_file
+    elif kill == "random":
+        import threading
+
+        threading.Timer(count / 1000, _die).start()
+    else:
+        raise ValueError(kill)
+
+
+def _obey(command: dict[str, Any]) -> int:
+    from peftlab import runs, spec
+    from peftlab.errors import UserError
+    from peftlab.store import RunStore
+
+    if command["kill"]:
+        _arm(command["kill"], command["count"])
+    try:
+        resolved = spec.load(command["experiment"], overrides=command.get("overrides"), seed=command.get("seed"))
+        runs.run(resolved, RunStore(command["results"]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _serve() -> None:
+    import torch
+
+    from peftlab import runs  # noqa: F401 - the children share the import
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = _obey(json.loads(line))
+            except BaseException:  # noqa: BLE001 - a child reports and must never return into the loop
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

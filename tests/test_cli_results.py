@@ -1,0 +1,118 @@
+"""`peftlab results`: lists, one record, differences, stale versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli_material import a_record, evaluation, store, working_folder
+from peftlab import record as records
+from peftlab.cli import main, scores, tables
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return working_folder(tmp_path, monkeypatch)
+
+
+def test_results_lists_runs_with_scores(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(a_record(), a_record(key="fedcba9876543210", seed=1, task="other", evaluations=()))
+    assert main(["results"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:5] == ["experiment", "task", "seed", "status", "category"]
+    first = next(line for line in lines if "0123456789ab" in line)
+    for text in ("lora/first", "additions", "finished", "0.500 +- 0.050", "0.100 +- 0.050", "1 min 15 s"):
+        assert text in first
+    assert main(["results", "--task", "other"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "fedcba987654" in lines[1]
+
+
+def test_results_json_is_records(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = a_record(curve={"loss": [1.0, float("nan")]})
+    store(nan)
+    assert main(["results", "--json"]) == 0
+    plain = records.loads(capsys.readouterr().out)
+    assert records.to_json(records.Record.model_validate(plain[0])) == records.to_json(nan)
+
+
+def test_results_without_runs_or_with_broken_ones(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["results"]) == 0
+    assert "no runs in results" in capsys.readouterr().err
+    store(a_record())
+    Path("results/broken--additions--seed0--aaaaaaaaaaaa.json").write_text("{")
+    assert main(["results"]) == 0
+    output = capsys.readouterr()
+    assert "0123456789ab" in output.out
+    assert "not readable: results/broken" in output.err
+
+
+def test_results_stale_names_the_difference(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(a_record(), a_record(key="fedcba9876543210", seed=1, provenance={}))
+    assert main(["results", "--stale"]) == 0
+    text = capsys.readouterr().out
+    assert "pydantic 0.0.1 (now " in text
+    assert "no-such-package 1.0 (now not installed)" in text
+    assert "absent" not in text
+    assert "fedcba" not in text
+
+
+def test_results_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(a_record(error="nothing", aliases=("lora/same",)))
+    assert main(["results", "show", "0123"]) == 0
+    text = capsys.readouterr().out
+    for part in ("0123456789abcdef", "optim.learning_rate = 0.001", "lora/same", "exact_match 0.500", "pydantic 0.0.1"):
+        assert part in text
+    assert main(["results", "show", "lora/first", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["key"] == "0123456789abcdef"
+    assert main(["results", "show", "9999"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_results_show_asks_for_one_of_several(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store(a_record(), a_record(key="fedcba9876543210", seed=1))
+    assert main(["results", "show", "lora/first"]) == 2
+    assert "names 2 runs: 0123456789ab" in capsys.readouterr().err
+
+
+def test_results_diff_prints_only_what_differs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = {"seed": 1, "optim": {"learning_rate": 0.001}, "train": {"max_steps": 100}, "adapter": {"r": 8}}
+    store(a_record(), a_record(key="fedcba9876543210", seed=1, spec=other), folder="elsewhere")
+    assert main(["results", "--results", "elsewhere", "diff", "0123", "fedc"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["seed", "adapter.r"]
+    assert "(absent)" in lines[2]
+    assert main(["results", "diff", "0123", "fedc", "--json", "--results", "elsewhere"]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == [0, 1]
+    assert main(["results", "diff", "0123", "0123", "--results", "elsewhere"]) == 0
+    assert "the same settings" in capsys.readouterr().err
+
+
+def test_the_kept_weights_stand_for_a_run() -> None:
+    record = a_record(
+        evaluations=(
+            evaluation("base", "base", 0.1),
+            evaluation(50, "step", 0.2, part="valid"),
+            evaluation(60, "best", 0.4),
+            evaluation(100, "last", 0.3),
+        )
+    )
+    found = scores.of_record(record)
+    assert found is not None
+    assert found.role == "best"
+    assert scores.of_record(record, task="another") is None
+    only_valid = a_record(evaluations=(evaluation(100, "last", 0.3, part="valid"),))
+    found = scores.of_record(only_valid)
+    assert found is not None
+    assert found.part == "valid"
+
+
+def test_plain_tables_never_cut_anything_off(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 500
+    tables.write(("a", "b", "c"), [(long, 1, None)], title="a title")
+    output = capsys.readouterr().out
+    assert long in output
+    assert "-" in output

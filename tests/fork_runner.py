@@ -114,12 +114,27 @@ def _obey(command: dict[str, Any]) -> int:
     return 0
 
 
+def _warm_up() -> None:
+    """Import what every child needs. No backward pass here: autograd does not survive a fork."""
+    import tempfile
+
+    import toy
+
+    from peftlab import runs, spec  # noqa: F401
+    from peftlab import evaluation, models
+
+    with tempfile.TemporaryDirectory() as root:
+        resolved = spec.load(toy.write_experiment(Path(root)))
+        built = models.adapt(models.load(resolved.model, "causal"), resolved)
+        models.save(built, Path(root) / "saved")
+        evaluation.rehearse(built, [], resolved, [])
+
+
 def _serve() -> None:
     import torch
 
-    from peftlab import runs  # noqa: F401 - the children share the import
-
     torch.set_num_threads(1)
+    _warm_up()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -116,7 +116,7 @@ def test_run_hands_settings_on_and_prints_a_summary(
     assert (given.seed, given.train.max_steps, given.task.name) == (3, 10, "additions")
     assert options == {"clean": True, "rerun": True, "any_environment": True}
     output = capsys.readouterr()
-    assert "exact_match 0.500 (0.400 to 0.600), n 100 on additions test" in output.out
+    assert "exact_match 0.5 (0.402 to 0.598), n 100 on additions test" in output.out
     assert "460,800 of 135,000,000 parameters (0.341 %)" in output.out
     assert "1 min 15 s" in output.out
     assert output.err.startswith("run lora--first--additions--seed3--")
@@ -142,5 +142,9 @@ def test_evaluate_splits_runs_from_settings(
     assert "0.750 +- 0.050" in capsys.readouterr().out
     assert main(["evaluate", "abcd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["evaluation"]["metrics"]["exact_match"]["mean"] == 0.75
+    monkeypatch.setattr(sys.modules["peftlab.runs"], "evaluate", lambda *_, **__: iter(()))
+    assert main(["evaluate", "abcd"]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err.split(";")[0]) == ("", "nothing new was scored")
     assert main(["evaluate", "abcd", "--checkpoint", "first"]) == 2
     assert main(["evaluate", "seed=1"]) == 2

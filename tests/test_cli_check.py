@@ -123,6 +123,14 @@ def test_check_counts_parameters_or_says_why_not(
     assert "not computable: no config of 'org/tiny'" in capsys.readouterr().out
 
 
+def test_plugins_are_named_by_the_user(place: Path) -> None:
+    import os
+
+    folder = experiment("lora/first", parameters={**PARAMETERS, "generation": {"engine": "mine.engines:FAST"}})
+    assert main(["check", "--no-model", folder, "--plugins", "mine"]) == 0
+    assert os.environ["PEFTLAB_PLUGINS"] == "mine"
+
+
 def test_check_without_anything_to_check(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 2
     assert "nothing to check" in capsys.readouterr().err
@@ -132,10 +140,10 @@ def test_check_without_anything_to_check(place: Path, capsys: pytest.CaptureFixt
 
 
 def fake_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = types.ModuleType("peftlab.models")
+    module: Any = types.ModuleType("peftlab.defaults")
     module.default_adapter = lambda method, model: {"peft_type": method.upper(), "r": 8}
-    monkeypatch.setitem(sys.modules, "peftlab.models", module)
-    monkeypatch.setattr("peftlab.models", module, raising=False)
+    monkeypatch.setitem(sys.modules, "peftlab.defaults", module)
+    monkeypatch.setattr("peftlab.defaults", module, raising=False)
 
 
 def test_new_writes_a_folder_that_passes_check_and_never_overwrites(
@@ -201,6 +209,23 @@ def test_list_methods_is_pefts_own_list() -> None:
         assert known[name].source
     with pytest.raises(UserError, match="lora_dora"):
         catalogue.method("dora")
+
+
+def test_every_method_has_a_default_config_that_peft_knows() -> None:
+    import peft
+
+    from peftlab.defaults import default_adapter
+
+    for facts in catalogue.methods().values():
+        if facts.peft_type is None:
+            continue
+        config = {**default_adapter(facts.peft_type.lower(), None), **facts.adapter}
+        assert json.loads(json.dumps(config)) == config
+        assert not {*spec.BOOKKEEPING, "task_type"} & set(config)
+        fields = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(facts.peft_type)].__dataclass_fields__
+        assert set(config) <= set(fields), facts.name
+    with pytest.raises(UserError, match="unknown method"):
+        default_adapter("loora", None)
 
 
 @pytest.mark.parametrize("what", ["tasks", "graders", "engines", "methods"])

@@ -1,8 +1,10 @@
-"""`peftlab results`: lists, one record, differences, stale versions."""
+"""`peftlab results` and `compare`: lists, one record, differences, stale versions, claims; and how tables are drawn."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,7 +66,13 @@ def test_results_show(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store(a_record(error="nothing", aliases=("lora/same",)))
     assert main(["results", "show", "0123"]) == 0
     text = capsys.readouterr().out
-    for part in ("0123456789abcdef", "optim.learning_rate = 0.001", "lora/same", "exact_match 0.500", "pydantic 0.0.1"):
+    for part in (
+        "0123456789abcdef",
+        "optim.learning_rate = 0.001",
+        "lora/same",
+        "exact_match 0.5 (0.402 to 0.598)",
+        "pydantic 0.0.1",
+    ):
         assert part in text
     assert main(["results", "show", "lora/first", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == "0123456789abcdef"
@@ -116,3 +124,66 @@ def test_plain_tables_never_cut_anything_off(capsys: pytest.CaptureFixture[str])
     output = capsys.readouterr().out
     assert long in output
     assert "-" in output
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_tables_on_terminals_show_everything(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    words = [f"word{number}" for number in range(12)]
+    out = Terminal()
+    tables.write(("short", "a long one", "another long one"), [("a", " ".join(words), "[b]" + "y" * 30)], stream=out)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert all(word in text for word in words)
+    assert text.count("y") == 30
+    assert "[b]" in text
+    if columns > 40:
+        assert max(map(len, text.splitlines())) <= columns
+
+
+# ---------------------------------------------------------------------------------------------------------- compare
+
+
+def two_arms() -> None:
+    store(
+        a_record(),
+        a_record(key="fedcba9876543210", arm="b" * 16, experiment="ia3/second", method="ia3", score=0.75),
+        a_record(key="cccccccccccccccc", arm="c" * 16, experiment="lora/third", status="cancelled", error="why not"),
+    )
+
+
+def test_compare_prints_scores_pairs_and_what_was_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_arms()
+    assert main(["compare"]) == 0
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0] == "additions, test rows: exact_match (higher is better)"
+    assert lines[2].startswith("ia3/second")
+    assert lines[3].startswith("lora/first")
+    assert "0.7500" in lines[2]
+    for part in ("lora--third--", "why not", "not paired, so not tested"):
+        assert part in text
+
+
+def test_compare_of_named_runs_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two_arms()
+    assert main(["compare", "ia3/second", "--json", "--task", "additions"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [arm["label"] for arm in found["tables"][0]["arms"]] == ["ia3/second"]
+    assert "outcomes" not in found["tables"][0]["arms"][0]
+
+
+def test_compare_names_what_is_not_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare"]) == 0
+    assert "nothing to compare" in capsys.readouterr().err
+    two_arms()
+    assert main(["compare", "--metric", "exact_matc"]) == 2
+    assert "did you mean 'exact_match'?" in capsys.readouterr().err
+    assert main(["compare", "--task", "gsm8k"]) == 2
+    assert "tasks there: additions" in capsys.readouterr().err

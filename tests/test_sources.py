@@ -74,6 +74,7 @@ def test_slices_that_are_written_often() -> None:
     assert sources.window("train[-5:]", 7) == range(2, 7)
     assert sources.window("train[:10%]", 200) == range(20)
     assert sources.window("train[-10%:]", 200) == range(180, 200)
+    assert [len(sources.window("train[:10%]", num_rows)) for num_rows in (44, 46)] == [4, 5]
 
 
 @pytest.mark.parametrize(

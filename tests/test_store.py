@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import gc
+import io
 import json
 import math
 import os
@@ -13,11 +15,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -79,6 +83,12 @@ def record_of(run: RunSpec, *, category: Any = "main", **changes: Any) -> Record
         "spec": run.model_dump(mode="json"),
     }
     return Record.model_validate({**plain, **changes})
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that the kernel has; only a power cut would, which no test makes."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def evaluation(key: str = "e" * 16, *, mean: float = 0.5, task: str = "toy") -> Evaluation:
@@ -189,9 +199,12 @@ def test_finish_twice_is_finish_once(store: RunStore, run: RunSpec) -> None:
 def test_a_finished_run_takes_only_evaluations(store: RunStore, run: RunSpec) -> None:
     finish(store, run)
     with store.claim(run, category="main") as slot:
-        for write in (lambda: slot.log({"step": 2}), lambda: slot.put(a=1), lambda: slot.truncate_curve(0)):
-            with pytest.raises(AssertionError):
-                write()
+        with pytest.raises(AssertionError):
+            slot.log({"step": 2})
+        with pytest.raises(AssertionError):
+            slot.truncate_curve(0)
+        with pytest.raises(AssertionError):
+            slot.put(step=2)
         add(slot, evaluation("f" * 16, mean=0.75))
         slot.part_seconds("test", 2.0)
         assert set(slot.evaluations()) == {"e" * 16, "f" * 16}
@@ -396,11 +409,11 @@ def test_a_torn_last_line_is_dropped_and_not_continued(store: RunStore, run: Run
 
 
 def test_a_damaged_line_is_named(store: RunStore, run: RunSpec) -> None:
-    with store.claim(run, category="main") as slot:
+    with pytest.raises(UserError, match=r"curve\.jsonl: line 2"), store.claim(run, category="main") as slot:
         slot.log({"step": 1})
         (slot.folder / "curve.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-        with pytest.raises(UserError, match=r"curve\.jsonl: line 2"):
-            slot.curve()
+        slot.curve()
+    assert store.records() == [] and "line 2" in store.problems[0][1]
 
 
 def test_thin() -> None:
@@ -522,6 +535,16 @@ def test_another_host_is_believed_for_five_minutes(
         path.unlink()
         with store.claim(run, category="main"):
             pass
+
+
+def test_a_reader_that_looks_is_no_other_run(store: RunStore, run: RunSpec) -> None:
+    locks = store.places.main / ".locks"
+    locks.mkdir(parents=True)
+    look = filelock.FileLock(locks / f"{run.train_key}.lock", thread_local=False)
+    look.acquire()
+    threading.Timer(0.05, look.release).start()
+    with store.claim(run, category="main"):
+        pass
 
 
 def test_a_damaged_owner_file_is_no_owner(store: RunStore, run: RunSpec) -> None:
@@ -647,7 +670,8 @@ def test_a_damaged_record_is_named_and_kept(store: RunStore, run: RunSpec, statu
     assert store.records() == [] and [problem[0] for problem in store.problems] == [path]
     path.unlink()
     with store.claim(run, category="main") as slot:
-        assert slot.previous is not None and slot.previous.status == "killed" and slot.curve() == [{"step": 1}]
+        assert slot.previous is not None and slot.previous.status == "killed"
+        assert [row["step"] for row in slot.curve()] == [1]
 
 
 def test_a_file_of_another_key_is_not_taken(store: RunStore, run: RunSpec, tmp_path: Path) -> None:
@@ -784,24 +808,37 @@ def test_folders_of_odd_results_paths(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def killed_at(number: int, work: Callable[[], None]) -> bool:
-    """Do `work` in a process that dies by SIGKILL before its `number`-th change of the file system; whether it died."""
+    """Do `work` in a process that SIGKILLs itself at its `number`-th change of the file system; whether it died.
+
+    It dies before a rename, a deletion, ..., and after a file is opened, when nothing is written to it yet.
+    """
     child = os.fork()
     if child == 0:
         count = 0
 
+        def tick() -> None:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             def wrapper(*args: Any, **kwargs: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                tick()
                 return function(*args, **kwargs)
 
             return wrapper
 
+        def opened(path: Any, mode: str = "r", *args: Any, _open: Any = open, **kwargs: Any) -> Any:
+            file = _open(path, mode, *args, **kwargs)
+            if "r" not in mode:
+                tick()
+            return file
+
         try:
-            for name in ("replace", "rename", "unlink", "fsync", "mkdir", "rmdir"):
+            for name in ("replace", "rename", "unlink", "mkdir", "rmdir"):
                 setattr(os, name, guarded(getattr(os, name)))
+            builtins.open = io.open = opened  # type: ignore[assignment]
             work()
             os._exit(0)
         finally:
@@ -818,7 +855,7 @@ def train(store: RunStore, run: RunSpec, *, number: int = 1, rerun: bool = False
             return
         step = slot.get("step", 0)
         slot.truncate_curve(step)
-        while step < 3:
+        while step < 2:
             step += 1
             slot.log({"step": step})
             slot.put(step=step)
@@ -833,7 +870,7 @@ def check_finished(store: RunStore, run: RunSpec) -> Record:
     payload = store.folder_of(record)
     assert sorted(os.listdir(payload)) == ["curve.jsonl", "evaluations", "progress.json"]
     assert [json.loads(line) for line in (payload / "curve.jsonl").read_text().splitlines()] == [
-        {"step": step} for step in (1, 2, 3)
+        {"step": step} for step in (1, 2)
     ]
     check_evaluation(store, record)
     leftovers = [name for folder in store.places.all() for name in files(folder) if "/." in name.split("results", 1)[1]]
@@ -856,11 +893,12 @@ def test_killed_anywhere_in_a_run(tmp_path: Path, run: RunSpec) -> None:
         store = RunStore(tmp_path / f"{number}" / "results")
         if not killed_at(number, lambda store=store: train(store, run)):  # type: ignore[misc]
             break
-        assert {record.status for record in store.records()} <= {"killed", "finished"} and store.problems == [], number
+        assert [record.status for record in store.records()] in ([], ["killed"], ["finished"]), number
+        assert store.problems == [], number
         train(store, run)
         check_finished(store, run)
         number += 1
-    assert number > 30
+    assert number > 25
 
 
 def test_killed_again_and_again(store: RunStore, run: RunSpec) -> None:
@@ -875,21 +913,22 @@ def test_killed_again_and_again(store: RunStore, run: RunSpec) -> None:
 
 
 def test_killed_anywhere_while_the_old_result_is_moved_aside(tmp_path: Path, run: RunSpec) -> None:
-    number = 1
-    while True:
+    train(RunStore(tmp_path / "ready" / "results"), run, number=1)
+    number = 0
+    fresh = 0
+    while fresh < 5:
+        number += 1
+        shutil.copytree(tmp_path / "ready", tmp_path / f"{number}")
         store = RunStore(tmp_path / f"{number}" / "results")
-        train(store, run, number=1)
-        died = killed_at(number, lambda store=store: train(store, run, number=2, rerun=True))  # type: ignore[misc]
+        assert killed_at(number, lambda store=store: train(store, run, number=2, rerun=True))  # type: ignore[misc]
         train(store, run, number=3)
         record = check_finished(store, run)
         kept = [
             json.loads(path.read_text())["provenance"]["number"] for path in store.places.main.glob("*/replaced.json")
         ]
-        assert (kept, record.provenance["number"]) in [([], 1), ([1], 2), ([1], 3)]
-        if not died:
-            break
-        number += 1
-    assert record.provenance["number"] == 2 and number > 30
+        assert (kept, record.provenance["number"]) == (([1], 3) if kept else ([], 1))
+        fresh += bool(kept)
+    assert number > 8
 
 
 def test_killed_anywhere_while_an_evaluation_is_replaced(store: RunStore, run: RunSpec) -> None:
@@ -932,7 +971,8 @@ def test_killed_anywhere_in_a_bare_model(tmp_path: Path) -> None:
             str(path.relative_to("/")) for path in [base.folder, *base.folder.iterdir()]
         )
         number += 1
-    assert base.evaluation.metrics["acc"].mean == 0.75 and number > 5
+    found = store.base_evaluation("b" * 16)
+    assert found is not None and found.metrics["acc"].mean == 0.75 and number > 5
 
 
 SCRIPT = """

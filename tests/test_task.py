@@ -312,6 +312,11 @@ def test_any_number_of_options(size: int) -> None:
     assert one.reference == size - 1 and one.target == " " + options[-1]
 
 
+def test_a_question_ends_without_white_space() -> None:
+    (one,) = examples(tasks.load("openbookqa"), [multiple_choice(["a ", "b"], "answer1", question="Why? ")])
+    assert one.prompt == "Why?" and one.choices == (" a", " b")
+
+
 def test_rows_of_another_shape_are_refused() -> None:
     good = multiple_choice(["a", "b"], "answer1")
     with pytest.raises(UserError, match="no multiple-choice row"):

@@ -89,6 +89,8 @@ def config(architecture: str) -> Any:
         "num_attention_heads": 4,
         "max_position_embeddings": 300,
         "pad_token_id": 0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     }
     return {
         "llama": lambda: LlamaConfig(**llama),

@@ -53,7 +53,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         temporary.unlink(missing_ok=True)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, fix: str = "move it away") -> str:
     """The text of a file that was written by this package.
 
     Raises:
@@ -62,7 +62,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not UTF-8 text", fix="move it away") from None
+        raise UserError(f"{path} is damaged: it is not UTF-8 text", fix=fix) from None
 
 
 @contextmanager

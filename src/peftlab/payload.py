@@ -92,7 +92,7 @@ def read_progress(payload: Path) -> Progress:
     if not path.is_file():
         raise UserError(f"{path} is missing", fix=fix)
     try:
-        return Progress.model_validate(loads(read_text(path)))
+        return Progress.model_validate(loads(read_text(path, fix=fix)))
     except ValueError:
         raise UserError(f"{path} is damaged", fix=fix) from None
 

@@ -217,16 +217,13 @@ class RunStore:
         A payload without an ending that nobody holds shows as a run that was killed.
         """
         self.problems = []
-        running = {owner.key[:12] for owner in self.running()}
         found: dict[Path, list[Record]] = {}
         for folder in self.places.all():
             names = set(os.listdir(folder)) if folder.is_dir() else set()
             stems = {
                 name.removesuffix(".json") for name in names if name.endswith(".json") and not name.startswith(".")
             }
-            lost = {name for name in names - stems if _PAYLOAD_NAME.fullmatch(name) and name[-12:] not in running}
-            if folder == self.places.cancelled:
-                stems = {stem for stem in stems if stem[-12:] not in running}
+            lost = {name for name in names - stems if _PAYLOAD_NAME.fullmatch(name)}
             with _collector_paused():
                 read = [self._read(folder, stem) for stem in sorted(stems | lost)]
             found[folder] = [record for record in read if record is not None]
@@ -251,7 +248,7 @@ class RunStore:
             if file.suffix == ".json" and file.is_file():
                 return [self._placed(read_record(file), file)]
         records = self.records()
-        name = "/".join(path.resolve().parts[-2:]) if path.is_dir() else reference
+        name = "/".join(path.resolve().parts[-2:]) if reference and path.is_dir() else reference
         runs = [record for record in records if _is_of(record, name)]
         prefix = reference if _KEY_PREFIX.fullmatch(reference) else None
         keyed = [record for record in records if record.stem == path.name or (prefix and record.key.startswith(prefix))]
@@ -300,12 +297,13 @@ class RunStore:
             try:
                 record = read_record(path)
             except FileNotFoundError:
-                if not (folder / stem).is_dir():
-                    return None  # it finished, and moved, since the folder was listed
-                progress = read_progress(folder / stem)
+                payload = folder / stem
+                if not payload.is_dir() or all(name.startswith(".") for name in os.listdir(payload)):
+                    return None  # it finished and moved since the folder was listed, or it was killed before it began
+                progress = read_progress(payload)
                 if claims.is_held(self._locks, progress.run.key, clock=time.time):
                     return None
-                record = unfinished(folder / stem, progress, status="killed")
+                record = unfinished(payload, progress, status="killed")
         except (UserError, OSError) as error:
             self.problems.append((path, str(error)))
             return None

@@ -27,7 +27,8 @@ FULL = "full"
 class MethodFacts:
     """What is known of a method: where it comes from, and a learning rate that worked, with its source.
 
-    `adapter` holds the config keys that make a variant of its `peft_type`; `peft_type` is null without an adapter.
+    `adapter` holds config keys that make a variant of its `peft_type`, or that peft has no default for; `peft_type` is
+    null without an adapter.
     """
 
     name: str

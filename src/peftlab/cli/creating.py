@@ -56,7 +56,7 @@ def _parameters(facts: catalogue.MethodFacts, model: str | None, task: str | Non
 
 
 def _adapter(facts: catalogue.MethodFacts, model: str | None) -> dict[str, Any]:
-    from peftlab import models
+    from peftlab import defaults
 
     base_method = facts.peft_type.lower() if facts.peft_type else facts.name
-    return {**models.default_adapter(base_method, model), **facts.adapter}
+    return {**defaults.default_adapter(base_method, model), **facts.adapter}

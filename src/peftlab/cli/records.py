@@ -96,7 +96,7 @@ def show(reference: str, *, folder: str, as_json: bool) -> None:
     if as_json:
         tables.write_json(record.model_dump(mode="python"))
         return
-    lines = summary(record, str(store.path_of(record)))
+    lines = summary(record, store)
     lines["key"] = record.key
     lines["arm"] = record.arm
     if record.aliases:

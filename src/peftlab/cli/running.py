@@ -12,6 +12,7 @@ from peftlab.cli import arguments, display, scores, tables, units
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished
 from peftlab.record import Evaluation, Record, to_json
+from peftlab.store import RunStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +29,16 @@ def run(path: str, settings: Sequence[str], options: RunOptions, *, folder: str,
     _set_up_logging(verbose)
     spec = arguments.load_spec(path, arguments.parse(settings))
     from peftlab import runs
-    from peftlab.store import RunStore
 
-    events = runs.events(spec, RunStore(folder), runs.Options(**vars(options)))
+    store = RunStore(folder)
+    events = runs.events(spec, store, runs.Options(**vars(options)))
     results = display.draw(events, verbose=verbose)
     finished = [event for event in results if isinstance(event, Finished)]
     assert finished, "a run ends with Finished"
     if as_json:
         typer.echo(to_json(finished[-1].record))
     else:
-        tables.write_pairs(summary(finished[-1].record, finished[-1].path))
+        tables.write_pairs(summary(finished[-1].record, store))
 
 
 def evaluate(
@@ -54,7 +55,6 @@ def evaluate(
         )
     overrides = arguments.parse(settings)
     from peftlab import runs
-    from peftlab.store import RunStore
 
     found: list[tuple[str, Evaluated]] = []
     for reference in references:
@@ -70,6 +70,9 @@ def _print_evaluations(found: Sequence[tuple[str, Evaluated]], *, as_json: bool)
             [{"run": run, "evaluation": event.evaluation.model_dump(mode="python")} for run, event in found]
         )
         return
+    if not found:
+        typer.echo("nothing new was scored; `peftlab results show RUN` prints what is stored", err=True)
+        return
     rows = [
         (run, scored.task, scored.part, str(scored.checkpoint), name, scores.text(metric), metric.n)
         for run, scored in ((run, event.evaluation) for run, event in found)
@@ -78,40 +81,47 @@ def _print_evaluations(found: Sequence[tuple[str, Evaluated]], *, as_json: bool)
     tables.write(("run", "task", "part", "step", "metric", "score", "items"), rows)
 
 
-def summary(record: Record, path: str) -> dict[str, tables.Cell]:
+def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     """What a run came to, as `name  value` pairs; what was not measured says why."""
     cost = record.cost
     trainable, total = cost.num_trainable_parameters, cost.num_parameters
     lines: dict[str, tables.Cell] = {"run": record.stem, "status": f"{record.status}, {record.category}"}
-    lines.update(_scores(record))
+    lines.update(_scores(record, store))
     lines["training"] = units.duration(cost.seconds.get("train"))
-    lines["whole run"] = units.duration(sum(cost.seconds.values())) if cost.seconds else None
+    lines["all phases"] = units.duration(sum(cost.seconds.values())) if cost.seconds else None
     lines["memory"] = units.size((cost.memory_bytes or {}).get("maximum"))
     if trainable is not None and total is not None:
         lines["trainable"] = f"{trainable:,} of {total:,} parameters ({units.share(trainable, total)})"
     lines["adapter"] = units.size(cost.adapter_bytes)
     if cost.unknown:
         lines["not known"] = "\n".join(f"{name}: {reason}" for name, reason in cost.unknown.items())
-    lines["record"] = path
+    lines["record"] = str(store.path_of(record))
     return lines
 
 
-def _scores(record: Record) -> dict[str, tables.Cell]:
+def _scores(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     kept, start = scores.of_record(record), scores.of_record(record, role="base")
     text, text_start = scores.of_text(record), scores.of_text(record, role="base")
-    lines: dict[str, tables.Cell] = {"score": _metrics_text(kept) if kept else None}
-    lines["starting model"] = _metrics_text(start) if start else record.before_reason
+    lines: dict[str, tables.Cell] = {"score": _metrics_text(record, kept, store) if kept else None}
+    lines["starting model"] = _metrics_text(record, start, store) if start else record.before_reason
     if text:
-        lines["general text"] = _metrics_text(text) + (f"\nstart: {_metrics_text(text_start)}" if text_start else "")
+        before = f"\nstart: {_metrics_text(record, text_start, store)}" if text_start else ""
+        lines["general text"] = _metrics_text(record, text, store) + before
     return lines
 
 
-def _metrics_text(evaluation: Evaluation) -> str:
+def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> str:
+    """Every metric with its 95 % interval, from the stored outcomes of the items."""
+    from peftlab.verdicts import outcomes
+
+    folder = store.evaluation_folder(record, evaluation)
     where = f" on {evaluation.task} {evaluation.part}" + (", part of the data" if evaluation.partial else "")
-    return "\n".join(
-        f"{name} {units.interval(metric.mean, metric.standard_error)}, n {metric.n}{where}"
-        for name, metric in evaluation.metrics.items()
-    )
+    lines = []
+    for name, metric in evaluation.metrics.items():
+        found = outcomes.score(outcomes.read(folder, evaluation, name), [metric])
+        bounds = f" ({units.bounds(found.low, found.high)})" if found.low is not None else ""
+        lines.append(f"{name} {units.number(metric.mean)}{bounds}, n {metric.n}{where}")
+    return "\n".join(lines)
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -8,6 +8,9 @@ from typing import TextIO
 
 Cell = str | int | None
 
+_NARROW, _WRAPPED = 16, 18
+"""Columns up to so many characters are never wrapped; longer ones get at least so many where a table is too wide."""
+
 
 def write(
     columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, title: str = "", stream: TextIO | None = None
@@ -48,14 +51,35 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, out: TextIO) -> None:
+    """A table where it fits, else one with wrapped long columns, else a block of `column  value` lines per row."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(file=out, highlight=False)
+    natural = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    narrow = [width <= _NARROW for width in natural]
+    fits = _needed(natural) <= console.width
+    wrapped = [width if short else min(width, _WRAPPED) for width, short in zip(natural, narrow, strict=True)]
+    if not fits and _needed(wrapped) > console.width:
+        _blocks(columns, rows, title, out)
+        return
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
+    for name, short in zip(columns, narrow, strict=True):
+        table.add_column(name, overflow="fold", no_wrap=fits or short)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(file=out, highlight=False).print(table)
+    console.print(table)
+
+
+def _needed(widths: Sequence[int]) -> int:
+    return sum(widths) + 3 * len(widths)
+
+
+def _blocks(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str, out: TextIO) -> None:
+    if title:
+        print(title, file=out)
+    for row in rows:
+        print(file=out)
+        write_pairs(dict(zip(columns, row, strict=True)), stream=out)

@@ -12,7 +12,7 @@ def duration(seconds: float | None) -> str:
 
     Example:
         >>> duration(0.0421), duration(59), duration(3725), duration(200_000)
-        ('42 ms', '59 s', '1 h 02 min', '2 d 08 h')
+        ('42 ms', '59 s', '1 h 02 min', '2 d 07 h')
     """
     if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
@@ -84,20 +84,14 @@ def score(mean: float | None, standard_error: float | None) -> str:
     return f"{mean:.{digits}f} +- {standard_error:.{digits}f}"
 
 
-def interval(mean: float | None, standard_error: float | None) -> str:
-    """A mean with its interval of two standard errors, which covers about 95 %.
+def bounds(low: float | None, high: float | None) -> str:
+    """An interval.
 
     Example:
-        >>> interval(0.4784, 0.0137), interval(1.25, None), interval(0.0, 0.0)
-        ('0.478 (0.451 to 0.506)', '1.25', '0 (all items equal)')
+        >>> bounds(0.4512, 0.5056), bounds(None, None)
+        ('0.4512 to 0.5056', '-')
     """
-    if mean is None or standard_error is None or not math.isfinite(standard_error):
-        return score(mean, standard_error)
-    if standard_error == 0:
-        return f"{number(mean)} (all items equal)"
-    digits = _digits(standard_error)
-    low, high = mean - 2 * standard_error, mean + 2 * standard_error
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    return UNKNOWN if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def share(part: float, whole: float) -> str:

@@ -1,0 +1,205 @@
+"""Generation and scoring do not depend on batch size, neighbours, order or padding; limits are each row's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import torch
+
+from peftlab import data, evaluation, generation, models, seeds, spec, tokenise
+from peftlab.protocols import Completion, Example, Prompt, find
+from peftlab.spec import GenerationSettings
+
+PROMPT_METHODS: dict[str, dict[str, Any]] = {
+    "prompt": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
+    "prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3},
+    "p": {"peft_type": "P_TUNING", "num_virtual_tokens": 3, "encoder_hidden_size": 8},
+}
+
+
+def built_for(tmp_path: Path, architecture: str = "llama", adapter: dict[str, Any] | None = None) -> models.Built:
+    folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter)
+    resolved = spec.load(folder)
+    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    if adapter is not None:
+        with torch.no_grad():  # an adapter that starts as nothing would prove nothing
+            for parameter in built.trainable().values():
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return built
+
+
+TEXTS = ["7 + 8 =", "what is 123 + 456 + 789 =", "1 =", "a much longer question, to be answered: 5 + 5 =", "12 + 30 ="]
+
+
+def prompts_for(built: models.Built, limits: Sequence[int] = (6, 6, 6, 6, 6)) -> list[Prompt]:
+    return [
+        Prompt(token_ids=tokenise.prompt_ids(text, built.tokenizer), max_new_tokens=limit)
+        for text, limit in zip(TEXTS, limits, strict=True)
+    ]
+
+
+def answers(
+    built: models.Built, prompts: list[Prompt], size: int, *, stop: Sequence[str] = (), **settings: Any
+) -> list[Completion]:
+    options = generation.options_of(built, GenerationSettings(**settings), stop)
+    found: dict[int, Completion] = {}
+    session = find("engines", "hf").open(built)
+    for batch in generation.generate(
+        session, prompts, options, batch_size=size, equal_lengths=built.equal_lengths, seed=0
+    ):
+        found.update(batch)
+    return [found[index] for index in range(len(prompts))]
+
+
+@pytest.mark.parametrize("architecture", toy.CAUSAL)
+def test_a_padded_batch_generates_as_a_batch_of_one(tmp_path: Path, architecture: str) -> None:
+    built = built_for(tmp_path, architecture)
+    prompts = prompts_for(built)
+    alone = answers(built, prompts, 1)
+    assert len({completion.token_ids for completion in alone}) > 1
+    assert answers(built, prompts, 5) == alone
+    assert answers(built, prompts, 2) == alone
+    assert answers(built, prompts[::-1], 3) == alone[::-1]
+
+
+@pytest.mark.parametrize("method", PROMPT_METHODS)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_prompt_methods_generate_in_batches_of_one_length(tmp_path: Path, method: str, architecture: str) -> None:
+    built = built_for(tmp_path, architecture, PROMPT_METHODS[method])
+    prompts = [*prompts_for(built), *prompts_for(built)]
+    assert built.equal_lengths
+    for indices in generation.batches(prompts, 8, equal_lengths=True):
+        assert len({len(prompts[index].token_ids) for index in indices}) == 1
+    assert answers(built, prompts, 8) == answers(built, prompts, 1)
+
+
+def test_left_padding_would_change_a_prompt_method(tmp_path: Path) -> None:
+    """Why their batches hold one length: the padded batch gives other logits."""
+    built = built_for(tmp_path, "llama", PROMPT_METHODS["prompt"])
+    built.model.eval()
+    ids = torch.tensor([tokenise.prompt_ids("7 + 8 =", built.tokenizer)])
+    padded = torch.cat([torch.zeros((1, 6), dtype=torch.long), ids], dim=1)
+    mask = torch.cat([torch.zeros((1, 6), dtype=torch.long), torch.ones_like(ids)], dim=1)
+    with torch.no_grad():
+        alone = built.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
+        shifted = built.model(input_ids=padded, attention_mask=mask).logits[0, -1]
+    assert float((alone - shifted).abs().max()) > 1e-3
+
+
+def test_limits_are_per_row(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    found = answers(built, prompts_for(built, limits=(1, 9, 4, 2, 7)), 5)
+    free = answers(built, prompts_for(built, limits=(9, 9, 9, 9, 9)), 5)
+    for cut, whole, limit in zip(found, free, (1, 9, 4, 2, 7), strict=True):
+        assert whole.token_ids is not None and cut.token_ids == whole.token_ids[:limit]
+        assert cut.finish in ("length", "stop")
+
+
+@pytest.mark.parametrize(
+    ("length", "new", "whole", "expected"), [(10, 5, None, 5), (10, 5, 12, 2), (10, 5, 100, 5), (10, 5, 10, 0), (20, 5, 10, 0)]
+)
+def test_the_limit_is_the_smaller_of_both(length: int, new: int, whole: int | None, expected: int) -> None:
+    assert generation.limit(length, GenerationSettings(max_new_tokens=new, max_length=whole)) == expected
+
+
+def test_a_prompt_without_room_is_not_generated(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    found = answers(built, prompts_for(built, limits=(3, 0, 3, 3, 3)), 5)
+    assert [completion.finish == "prompt_too_long" for completion in found] == [False, True, False, False, False]
+    assert found[1].text == "" and found[1].num_tokens == 0
+
+
+def test_stop_strings_and_eos_cut_the_answer(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    free = answers(built, prompts_for(built, limits=(9,) * 5), 5)
+    text = next(completion.text for completion in free if len(completion.text) > 4)
+    stopped = answers(built, prompts_for(built, limits=(9,) * 5), 5, stop=[text[2]])
+    assert all(text[2] not in completion.text for completion in stopped)
+    assert any(completion.finish == "stop" for completion in stopped)
+
+
+def test_the_models_own_generation_defaults_never_leak(tmp_path: Path) -> None:
+    """A model card that asks for sampling or a repetition penalty does not change a greedy score."""
+    folder = toy.write_experiment(tmp_path)
+    resolved = spec.load(folder)
+    clean = answers(models.bare(models.load(resolved.model, "causal")), prompts_for(built_for(tmp_path / "b")), 5)
+    config = Path(resolved.model.id) / "generation_config.json"
+    config.write_text('{"do_sample": true, "temperature": 9.0, "repetition_penalty": 50.0, "max_new_tokens": 1}')
+    leaky = models.bare(models.load(resolved.model, "causal"))
+    assert answers(leaky, prompts_for(leaky), 5) == clean
+
+
+def test_sampling_draws_from_its_own_stream(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    prompts = prompts_for(built)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    one = answers(built, prompts, 5, do_sample=True)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    assert answers(built, prompts, 5, do_sample=True) == one
+    with seeds.seeded(3, "dropout"):
+        assert answers(built, prompts, 5, do_sample=True) == one
+    assert one != answers(built, prompts, 5)
+
+
+def test_scores_do_not_depend_on_batch_size_or_order(tmp_path: Path) -> None:
+    folder = toy.write_experiment(tmp_path)
+    found = []
+    for size in (1, 5, 12):
+        resolved = spec.load(folder, overrides={"batch.per_device_eval_batch_size": size})
+        built = models.bare(models.load(resolved.model, "causal"))
+        scoring = evaluation.score(built, data.load(resolved).test, resolved)
+        while True:
+            try:
+                next(scoring)
+            except StopIteration as stop:
+                found.append(stop.value.samples)
+                break
+    assert found[0] == found[1] == found[2]
+
+
+def drained(scoring: Any) -> Any:
+    while True:
+        try:
+            next(scoring)
+        except StopIteration as stop:
+            return stop.value
+
+
+def test_text_loss_equals_an_independent_computation(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    text = "".join(f"line {number} of the text. " for number in range(40))
+    scored = drained(evaluation.text_loss(built, [text[:300], text[300:]], batch_size=2))
+    ids = built.tokenizer(text, add_special_tokens=False)["input_ids"]
+    windows = [ids[start : start + 256] for start in range(0, len(ids) - 255, 256)]
+    totals = []
+    with torch.no_grad():
+        for window in windows:
+            tensor = torch.tensor([window])
+            totals.append(float(built.model(input_ids=tensor, labels=tensor).loss))
+    assert scored.metrics["loss"].n == len(windows) == 3
+    assert scored.metrics["loss"].mean == pytest.approx(sum(totals) / len(totals), rel=1e-5)
+
+
+def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
+    """Summed log-likelihood of each choice, against log-softmax by hand; no EOS, no prompt token, no padding."""
+    built = built_for(tmp_path)
+    examples = [
+        Example(item="a", prompt="pick:", choices=(" yes", " no", " maybe so"), reference=1),
+        Example(item="b", prompt="a longer pick:", choices=(" b", " cc"), reference=0),
+    ]
+    resolved = spec.load(toy.write_experiment(tmp_path / "x"))
+    predictions = drained(evaluation._choose(built, examples, resolved, ()))
+    for example, prediction in zip(examples, predictions, strict=True):
+        for choice, score in zip(example.choices, prediction.scores, strict=True):
+            prompt = list(tokenise.prompt_ids(example.prompt, built.tokenizer))
+            whole = prompt + list(built.tokenizer(choice, add_special_tokens=False)["input_ids"])
+            with torch.no_grad():
+                logits = built.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            expected = sum(float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole)))
+            assert score == pytest.approx(expected, rel=1e-4)

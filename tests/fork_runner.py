@@ -66,6 +66,9 @@ def _arm(kill: str, count: int) -> None:
     """Make the process kill itself at the `count`-th time of a moment."""
     from peftlab import checkpoint, evaluation, models, slot, training
 
+    changed: Any = checkpoint
+    ending: Any = slot
+
     if kill == "step":
         training._update = _nth(count, _die, training._update)
     elif kill == "setup":
@@ -73,9 +76,9 @@ def _arm(kill: str, count: int) -> None:
     elif kill == "validation":
         evaluation.grade = _nth(count, _die, evaluation.grade)
     elif kill == "record":
-        slot.settle = _nth(count, _die, slot.settle)
+        ending.settle = _nth(count, _die, ending.settle)
     elif kill == "checkpoint":
-        whole = checkpoint.save_file
+        whole = changed.save_file
 
         def half(tensors: Any, path: str) -> None:
             whole(tensors, path)
@@ -89,7 +92,7 @@ def _arm(kill: str, count: int) -> None:
             calls += 1
             (half if calls == count else whole)(tensors, path)
 
-        checkpoint.save_file = save_file
+        changed.save_file = save_file
     elif kill == "random":
         import threading
 
@@ -119,9 +122,7 @@ def _warm_up() -> None:
     import tempfile
 
     import toy
-
-    from peftlab import runs, spec  # noqa: F401
-    from peftlab import evaluation, models
+    from peftlab import evaluation, models, runs, spec  # noqa: F401
 
     with tempfile.TemporaryDirectory() as root:
         resolved = spec.load(toy.write_experiment(Path(root)))
@@ -141,7 +142,7 @@ def _serve() -> None:
             code = 1
             try:
                 code = _obey(json.loads(line))
-            except BaseException:  # noqa: BLE001 - a child reports and must never return into the loop
+            except BaseException:
                 import traceback
 
                 traceback.print_exc()

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
 
-from peftlab import data, evaluation, generation, models, seeds, spec, tokenise
+import toy
+from peftlab import data, evaluation, generation, models, randomness, spec, tokenise
 from peftlab.protocols import Completion, Example, Prompt, find
 from peftlab.spec import GenerationSettings
 
@@ -100,7 +100,8 @@ def test_limits_are_per_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "new", "whole", "expected"), [(10, 5, None, 5), (10, 5, 12, 2), (10, 5, 100, 5), (10, 5, 10, 0), (20, 5, 10, 0)]
+    ("length", "new", "whole", "expected"),
+    [(10, 5, None, 5), (10, 5, 12, 2), (10, 5, 100, 5), (10, 5, 10, 0), (20, 5, 10, 0)],
 )
 def test_the_limit_is_the_smaller_of_both(length: int, new: int, whole: int | None, expected: int) -> None:
     assert generation.limit(length, GenerationSettings(max_new_tokens=new, max_length=whole)) == expected
@@ -142,7 +143,7 @@ def test_sampling_draws_from_its_own_stream(tmp_path: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(2)
     assert answers(built, prompts, 5, do_sample=True) == one
-    with seeds.seeded(3, "dropout"):
+    with randomness.seeded(3, "dropout"):
         assert answers(built, prompts, 5, do_sample=True) == one
     assert one != answers(built, prompts, 5)
 

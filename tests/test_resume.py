@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import toy
 from comparing import outcome
 from fork_runner import MOMENTS, Runner
@@ -45,7 +46,9 @@ def references(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict
     found = {}
     for name, adapter in METHODS.items():
         root = tmp_path_factory.mktemp(name)
-        folder = toy.write_experiment(root, name=f"{name}/toy", adapter=adapter, train={"eval_steps": 3, "max_steps": 8})
+        folder = toy.write_experiment(
+            root, name=f"{name}/toy", adapter=adapter, train={"eval_steps": 3, "max_steps": 8}
+        )
         assert runner.run(folder, root / "whole") == 0
         found[name] = (folder, outcome(root / "whole"))
     return found

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
 from transformers import Trainer, TrainingArguments
 
+import toy
 from peftlab import bookkeeping, data, models, optim, spec, tokenise, training
 from peftlab.batching import IGNORE, Batch, Stream, collate
 from peftlab.errors import UserError
@@ -48,11 +49,11 @@ def losses(steps: list[Step]) -> list[float]:
 # ------------------------------------------------------------------------------------------------ parity with Trainer
 
 
-class _InOrder(Trainer):
+class _InOrder(Trainer):  # type: ignore[misc]
     """Trainer that keeps the order of its rows."""
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 def trainer_losses(folder: Path, tmp_path: Path, steps: int) -> list[float]:
@@ -86,7 +87,7 @@ def trainer_losses(folder: Path, tmp_path: Path, steps: int) -> list[float]:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    trainer = _InOrder(model=built.model, args=arguments, train_dataset=ordered, data_collator=collated)  # type: ignore[arg-type]
+    trainer = _InOrder(model=built.model, args=arguments, train_dataset=ordered, data_collator=collated)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -115,15 +116,13 @@ def test_twenty_steps_equal_transformers_trainer(tmp_path: Path, case: str) -> N
     assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------------- what must not change a loss
+# ----------------------------------------------------------------------------------------- what must not change a loss
 
 
 def test_accumulation_does_not_change_the_result(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, adapter={**toy.LORA, "lora_dropout": 0.0}, train={"max_steps": 12})
     whole = losses(train(folder, **{"batch.per_device_train_batch_size": 8})[0])
-    cut = losses(
-        train(folder, **{"batch.per_device_train_batch_size": 2, "batch.gradient_accumulation_steps": 4})[0]
-    )
+    cut = losses(train(folder, **{"batch.per_device_train_batch_size": 2, "batch.gradient_accumulation_steps": 4})[0])
     assert cut == pytest.approx(whole, rel=1e-5)
 
 
@@ -139,10 +138,10 @@ def one_loss(built: models.Built, rows: list[TokenRow]) -> list[float]:
 
 
 def _row_of(batch: Batch, index: int) -> Batch:
-    changes = {
-        name: value[index : index + 1] if isinstance(value, torch.Tensor) else value for name, value in vars(batch).items()
+    rows: dict[str, Any] = {
+        name: value[index : index + 1] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)
     }
-    return Batch(**changes)
+    return dataclasses.replace(batch, **rows)
 
 
 @pytest.mark.parametrize("architecture", [*toy.CAUSAL, *toy.ENCODERS])
@@ -229,7 +228,14 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_methods_own_term_is_found_trained_and_reported_apart(tmp_path: Path) -> None:
     """AdaLoRA's orthogonality term exists only in a labelled loss; value by the formula of its model's forward."""
-    adapter = {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "tinit": 2, "tfinal": 2, "target_modules": ["q_proj"]}
+    adapter = {
+        "peft_type": "ADALORA",
+        "init_r": 4,
+        "target_r": 2,
+        "tinit": 2,
+        "tfinal": 2,
+        "target_modules": ["q_proj"],
+    }
     folder = toy.write_experiment(tmp_path, adapter=adapter)
     resolved, built, rows = prepared(folder)
     expected = _orthogonality(built.model)
@@ -263,7 +269,7 @@ def test_a_trainable_tensor_without_gradient_is_an_error(tmp_path: Path) -> None
     folder = toy.write_experiment(tmp_path)
     resolved, built, rows = prepared(folder)
     built.model.register_parameter("unused", torch.nn.Parameter(torch.zeros(2)))
-    with pytest.raises(UserError, match="no gradient.*unused"):
+    with pytest.raises(UserError, match=r"no gradient.*unused"):
         next(training.steps(built, Stream(rows, resolved.batch, 0), resolved, training.start(built, resolved)))
 
 
@@ -312,7 +318,9 @@ def test_schedules_equal_transformers(kind: str) -> None:
 
 def test_optimizer_by_name() -> None:
     parameters = {"a": torch.nn.Parameter(torch.zeros(2))}
-    built = optim.build(parameters, OptimSettings(optimizer="SGD", learning_rate=0.5, optimizer_kwargs={"momentum": 0.9}))
+    built = optim.build(
+        parameters, OptimSettings(optimizer="SGD", learning_rate=0.5, optimizer_kwargs={"momentum": 0.9})
+    )
     assert isinstance(built, torch.optim.SGD) and built.param_groups[0]["momentum"] == 0.9
     with pytest.raises(UserError, match="did you mean 'AdamW'"):
         optim.build(parameters, OptimSettings(optimizer="AdamWW"))

@@ -64,7 +64,6 @@ def tokenizer(*, pad: str | None = "<pad>", side: str = "right", encoder: bool =
         padding_side=side,
         **more,
     )
-    return built
 
 
 def config(architecture: str) -> Any:

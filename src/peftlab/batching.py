@@ -5,8 +5,10 @@ The order is a pure function of (rows, settings, seed, epoch), so a position is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,10 +52,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        moved = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in vars(self).items()
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return Batch(**moved)
+        return dataclasses.replace(self, **moved)
 
 
 def collate(rows: Sequence[TokenRow], *, pad_id: int, eos_weight: float = 1.0) -> Batch:

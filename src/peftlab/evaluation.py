@@ -170,7 +170,7 @@ def _generate(
 
 
 def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> None:
-    """Run the heaviest evaluation batch once, to its full length, so that out of memory shows now and not at the end."""
+    """Run the heaviest evaluation batch once, to its full length: out of memory shows now, not at the end."""
     if spec.task.kind != "generate":
         rows = _rows(built, examples, spec)
         longest = sorted(rows, key=lambda row: -len(row.ids))[: spec.batch.per_device_eval_batch_size]
@@ -246,7 +246,7 @@ def _choose(
         logits, batch = _forward(built, [rows[index] for index in indices])
         losses, mask = loss.token_losses(logits, batch)
         counts = mask.sum(dim=1).tolist()
-        for index, part in zip(indices, losses.double().split(counts), strict=True):
+        for index, part in zip(indices, torch.split(losses.double(), counts), strict=True):
             likelihood[index] = -float(part.sum())
         done += len(indices)
         yield Progress(done=done, total=len(rows))
@@ -302,7 +302,7 @@ def text_loss(built: Built, texts: Sequence[str], *, batch_size: int) -> Scoring
     for start in range(0, count, batch_size):
         logits, batch = _forward(built, rows[start : start + batch_size])
         losses, mask = loss.token_losses(logits, batch)
-        per_window += [float(part.mean()) for part in losses.double().split(mask.sum(dim=1).tolist())]
+        per_window += [float(part.mean()) for part in torch.split(losses.double(), mask.sum(dim=1).tolist())]
         yield Progress(done=len(per_window), total=count)
     values = np.array(per_window)
     return Scored(

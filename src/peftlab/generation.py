@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from peftlab import seeds
+from peftlab import randomness
 from peftlab.models import Built
 from peftlab.protocols import Completion, Prompt, Session
 from peftlab.spec import GenerationSettings
@@ -63,6 +63,6 @@ def generate(
     if empty:
         yield empty
     for number, indices in enumerate(batches(prompts, batch_size, equal_lengths=equal_lengths)):
-        with seeds.seeded(seed, "sampling", number):
+        with randomness.seeded(seed, "sampling", number):
             completions = session.generate([prompts[index] for index in indices], options)
         yield dict(zip(indices, completions, strict=True))

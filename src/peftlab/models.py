@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from peftlab import references, seeds
+from peftlab import randomness, references
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.protocols import Method, find, names
@@ -37,7 +37,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Base:
     """A model as loaded, before any adapter; `facts` says what was really loaded (revision, added token rows)."""
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     kind: Kind
     stop_ids: tuple[int, ...]
@@ -54,7 +54,7 @@ class Built:
         trims_logits: The model's forward takes `logits_to_keep`.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     kind: Kind
     stop_ids: tuple[int, ...]
@@ -68,7 +68,8 @@ class Built:
     @property
     def device(self) -> torch.device:
         """Where the parameters lie."""
-        return next(self.model.parameters()).device
+        found: torch.device = next(self.model.parameters()).device
+        return found
 
     @property
     def pad_id(self) -> int:
@@ -142,7 +143,7 @@ def load(
         extra["attn_implementation"] = settings.attn_implementation
     loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
     try:
-        with seeds.seeded(seed, "adapter", "head"):
+        with randomness.seeded(seed, "adapter", "head"):
             model = loader.from_pretrained(
                 name,
                 revision=revision,
@@ -266,12 +267,14 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
 
     method = method_of(spec.adapter)
     before = {id(parameter) for parameter in base.model.parameters()}
-    model, config, dropped = base.model, None, []
+    model: Any = base.model
+    config: Any = None
+    dropped: list[str] = []
     if spec.adapter is None:
         model.requires_grad_(True)
     else:
         config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps)
-        with seeds.seeded(spec.seed, "adapter"), _quiet_peft():
+        with randomness.seeded(spec.seed, "adapter"), _quiet_peft():
             try:
                 if method.wrap is not None:
                     model = method.wrap(base.model, config, calibration)
@@ -378,7 +381,7 @@ def load_trained(spec: RunSpec, folder: Path) -> Built:
     base = load(spec.model, kind, labels=spec.task.labels, seed=spec.seed)
     method = method_of(spec.adapter)
     try:
-        with _quiet_peft(), seeds.seeded(spec.seed, "adapter"):
+        with _quiet_peft(), randomness.seeded(spec.seed, "adapter"):
             if method.load is not None:
                 model = method.load(base.model, folder)
             else:

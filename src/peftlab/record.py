@@ -43,7 +43,7 @@ class Evaluation(Part):
         checkpoint: Step whose weights were scored, or `base` for the starting model.
         role: `last`, `best`, `step` or `base`: why these weights.
         metrics: The first is primary.
-        folder: Where samples and outcomes lie, relative to the results folder; null when nothing was stored.
+        folder: Where samples and outcomes lie: relative to the payload, or `base/...` relative to the results folder.
         items: Digest of the list of item ids, in order; two evaluations with equal digests are paired.
         grader: name, version, modes.
         baselines: Scores that need no model (majority class), by name.
@@ -151,7 +151,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: dict[str, Any]) -> Any:
-    return float(value["$float"]) if set(value) == {"$float"} else value
+    return float(value["$float"]) if len(value) == 1 and "$float" in value else value
 
 
 def to_json(record: Record) -> str:
@@ -171,7 +171,9 @@ def from_json(text: str, *, where: str) -> Record:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where} is not a readable record", fix="move it away; its run can be repeated") from None
     if version > VERSION:
-        raise UserError(f"{where} has record version {version}; this peftlab reads up to {VERSION}", fix="upgrade peftlab")
+        raise UserError(
+            f"{where} has record version {version}; this peftlab reads up to {VERSION}", fix="upgrade peftlab"
+        )
     for old in range(version, VERSION):
         data = MIGRATIONS[old](data)
     try:

@@ -38,13 +38,15 @@ def local_path(reference: str, revision: str | None) -> Path | None:
     if is_local(reference):
         path = Path(reference).expanduser()
         if not path.is_dir():
-            raise UserError(f"model.id: no folder at {path}", fix="give a folder with config.json and safetensors weights")
+            raise UserError(
+                f"model.id: no folder at {path}", fix="give a folder with config.json and safetensors weights"
+            )
         return path
     return None
 
 
 def content(reference: str, revision: str | None) -> dict[str, Any]:
-    """What identifies the weights besides the declared name: the content digest of local files; nothing for a hub id."""
+    """What identifies the weights besides the declared name: the content of local files; nothing for a hub id."""
     path = local_path(reference, revision)
     if path is None:
         return {}

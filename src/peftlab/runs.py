@@ -281,7 +281,8 @@ def _same_model(slot: Slot, base: models.Base) -> None:
     before = slot.get("model")
     if before is not None and before.get("revision") != base.facts.get("revision"):
         raise UserError(
-            f"this run began with revision {before.get('revision')} of its model, now it is {base.facts.get('revision')}",
+            f"this run began with revision {before.get('revision')} of its model, now it is "
+            f"{base.facts.get('revision')}",
             fix="pin model.revision, or start again with --rerun",
         )
 

@@ -112,7 +112,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a config file; duplicate keys, NaN and huge files are errors."""
     text = _text(path)
     try:
-        data = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path), parse_constant=_no_constant)
+        data = json.loads(
+            text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path), parse_constant=_no_constant
+        )
     except UserError:
         raise
     except ValueError as error:

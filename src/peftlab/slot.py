@@ -210,6 +210,8 @@ class Slot:
             self._withdraw()
             return
         text = f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS] if error is not None else None
+        if isinstance(error, GeneratorExit):
+            text = "closed before its end by whoever read its events"
         plain = text.encode("utf-8", "replace").decode() if text is not None else None
         record = unfinished(self.folder, self._progress, status=status_of(error), error=plain)
         write_atomic(self._ending(), to_json(record))

@@ -204,6 +204,13 @@ class RunStore:
         folder = self._base_folder(key)
         return read_evaluation(folder) if folder is not None else None
 
+    def base_evaluations(self) -> list[tuple[Evaluation, Path]]:
+        """All stored evaluations of bare models, each with its folder."""
+        names = sorted(os.listdir(self._bases)) if self._bases.is_dir() else []
+        folders = [self._bases / name for name in names if not name.startswith(".")]
+        found = [(read_evaluation(folder), folder) for folder in folders]
+        return [(evaluation, folder) for evaluation, folder in found if evaluation is not None]
+
     def _base_folder(self, key: str) -> Path | None:
         names = os.listdir(self._bases) if self._bases.is_dir() else []
         found = [name for name in names if name.endswith(f"-{key[:12]}") and not name.startswith(".")]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from peftlab import loss, measure, optim, seeds
+from peftlab import loss, measure, optim, randomness
 from peftlab.batching import IGNORE, Batch, StepRows, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
@@ -68,7 +68,7 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
         rows = next(stream)
         state.step += 1
         built.model.train()
-        seeds.reseed(spec.seed, "dropout", state.step, stream.rank)
+        randomness.reseed(spec.seed, "dropout", state.step, stream.rank)
         rate = optim.learning_rate(spec.optim, state.step, spec.train.max_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -135,7 +135,8 @@ def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
     if labelled:
         inputs["labels"] = batch.classes if batch.classes is not None else batch.labels
     elif built.trims_logits and built.kind == "causal":
-        inputs["logits_to_keep"] = batch.keep
+        # as indices, not as a number: a slice is not contiguous, and the head's product on one copies the whole head
+        inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)
     if built.kind == "causal":
         inputs["use_cache"] = False
     if built.method.forward_inputs is not None:

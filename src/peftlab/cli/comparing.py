@@ -13,6 +13,7 @@ from peftlab.errors import UserError
 from peftlab.record import Record
 from peftlab.store import RunStore
 from peftlab.verdicts import table
+from peftlab.verdicts.arms import BareModel
 from peftlab.verdicts.compare import compare as compare_records
 
 
@@ -24,7 +25,8 @@ def compare(references: Sequence[str], *, folder: str, task: str | None, metric:
     """
     store = RunStore(folder)
     records = [record for reference in references for record in store.find(reference)] or store.records()
-    comparison = compare_records(_on_task(records, task, folder), store.evaluation_folder, metric=metric)
+    bases = [BareModel(evaluation=evaluation, folder=place) for evaluation, place in store.base_evaluations()]
+    comparison = compare_records(_on_task(records, task, folder), store.evaluation_folder, metric=metric, bases=bases)
     shown = [one for one in comparison.tables if task is None or one.task == task]
     comparison = dataclasses.replace(comparison, tables=tuple(shown))
     if as_json:

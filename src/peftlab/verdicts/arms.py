@@ -181,19 +181,24 @@ class Reader:
         names = Counter(group[0][0].experiment for group in groups.values())
         return [self._arm(group, alone=names[group[0][0].experiment] == 1) for group in groups.values()]
 
-    def base(self, evaluation: Evaluation, folder: Path | None, *, otherwise: str = "") -> Base:
-        """A bare model's evaluation, read once per key."""
-        if evaluation.key not in self.bases:
-            outcomes = read(folder, evaluation, self._metric)
-            self.bases[evaluation.key] = Base(
-                key=evaluation.key,
-                label=_base_label(evaluation, otherwise),
+    def base(
+        self, evaluation: Evaluation, folder: Path | None, *, otherwise: str = "", metric: str | None = None
+    ) -> Base:
+        """A bare model's evaluation, read once per key; under another mode of the grader when `metric` names one."""
+        metric = metric or self._metric
+        key = evaluation.key if metric == self._metric else f"{evaluation.key} {metric}"
+        if key not in self.bases:
+            outcomes = read(folder, evaluation, metric)
+            label = _base_label(evaluation, otherwise)
+            self.bases[key] = Base(
+                key=key,
+                label=label if metric == self._metric else f"{label}, {metric}",
                 model=_model(evaluation, otherwise),
-                score=score(outcomes, [evaluation.metrics[self._metric]]),
+                score=score(outcomes, [evaluation.metrics[metric]]),
                 partial=evaluation.partial,
                 outcomes=outcomes,
             )
-        return self.bases[evaluation.key]
+        return self.bases[key]
 
     def _arm(self, group: Sequence[Scored], *, alone: bool) -> Arm:
         record, evaluation = group[0]
@@ -268,14 +273,17 @@ def _spec_model(record: Record) -> str:
 
 
 def _model(evaluation: Evaluation, otherwise: str) -> str:
-    """Which model an evaluation is of, or was trained from: equal texts mean equal models."""
+    """Which model an evaluation is of, or was trained from: equal texts mean equal weights, in whatever arithmetic."""
     identity = evaluation.settings.get("model")
-    return json.dumps(identity, sort_keys=True, default=str) if identity else otherwise
+    if not identity:
+        return otherwise
+    weights = {name: identity.get(name) for name in ("id", "revision", "content")}
+    return json.dumps(weights, sort_keys=True, default=str)
 
 
 def _base_label(evaluation: Evaluation, otherwise: str) -> str:
     model, generation = evaluation.settings.get("model") or {}, evaluation.settings.get("generation") or {}
-    parts = [str(model.get("id") or otherwise or "bare model")]
+    parts = [str(model.get("id") or otherwise or "bare model").rsplit("/", 1)[-1], str(model.get("dtype", "float32"))]
     if generation.get("few_shot") is not None:
         parts.append(f"{generation['few_shot']}-shot")
     if generation.get("chat_template"):

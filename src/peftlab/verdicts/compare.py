@@ -145,9 +145,7 @@ def _table(
     sign = 1 if direction == "higher" else -1
     reader = Reader(metric, folder_of)
     arms = sorted(reader.arms(rows), key=lambda arm: _rank(arm.score.mean, sign))
-    for one in extra:
-        if (one.evaluation.task, one.evaluation.part) == (task, part) and metric in one.evaluation.metrics:
-            reader.base(one.evaluation, one.folder)
+    _read_bases(reader, task, part, metric, extra)
     bases = sorted(reader.bases.values(), key=lambda base: _rank(base.score.mean, sign))
     bars = {base.model: base for base in reversed(bases)}
     pairs = _adjusted(_pairs(arms, bars), arms, sign)
@@ -164,6 +162,16 @@ def _table(
         baselines=baselines,
         notes=tuple(_notes(arms, bases, bars, pairs)),
     )
+
+
+def _read_bases(reader: Reader, task: str, part: str, metric: str, extra: Sequence[BareModel]) -> None:
+    """Bare models on these rows, under every mode of the grader: the best of all is what an arm has to beat."""
+    for one in extra:
+        evaluation = one.evaluation
+        same_rows = (evaluation.what, evaluation.task, evaluation.part) == ("task", task, part)
+        if same_rows and metric in evaluation.metrics:
+            for name in evaluation.metrics:
+                reader.base(evaluation, one.folder, metric=name)
 
 
 def _rank(mean: float, sign: int) -> tuple[bool, float]:

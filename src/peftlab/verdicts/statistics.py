@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-CONFIDENCE = 0.95
-
 Array = NDArray[np.float64]
 
+CONFIDENCE = 0.95
 _SMALLEST = 1e-100  # tails below it are reported as it: scipy's quantiles end soon after
 
 

@@ -8,8 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def run(folder: str, adapter: dict[str, Any] | None, dtype: torch.dtype, steps: list[list[list[Any]]], pad_id: int,
-        learning_rate: float, seed: int) -> tuple[list[float], list[float]]:
+def run(
+    folder: str,
+    adapter: dict[str, Any] | None,
+    dtype: torch.dtype,
+    steps: list[list[list[Any]]],
+    pad_id: int,
+    learning_rate: float,
+    seed: int,
+) -> tuple[list[float], list[float]]:
     """Train over given steps (micro-batches of (ids, labels_from) rows); returns losses and seconds of each step."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     if adapter is not None:

@@ -51,7 +51,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     resolved, built, rows = prepared(options)
     steps = list(training.steps(built, Stream(rows, resolved.batch, 0), resolved, training.start(built, resolved)))
-    return {"losses": [s.loss for s in steps], "seconds": [s.seconds for s in steps], "tokens": [s.tokens for s in steps]}
+    seconds, tokens = [s.seconds for s in steps], [s.tokens for s in steps]
+    return {"losses": [s.loss for s in steps], "seconds": seconds, "tokens": tokens}
 
 
 def plain(options: argparse.Namespace) -> dict[str, Any]:

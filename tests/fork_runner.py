@@ -109,7 +109,7 @@ def _obey(command: dict[str, Any]) -> int:
     if command["kill"]:
         _arm(command["kill"], command["count"])
     try:
-        resolved = spec.load(command["experiment"], overrides=command.get("overrides"), seed=command.get("seed"))
+        resolved = spec.load(command["experiment"], overrides=command.get("overrides"), task=command.get("task"))
         runs.run(resolved, RunStore(command["results"]))
     except UserError as error:
         print(error, file=sys.stderr)

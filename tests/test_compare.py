@@ -112,7 +112,11 @@ def test_the_best_bare_model_is_the_bar(lab: Lab) -> None:
         lab.run("lora/r16", seed, lab.outcomes(0.4), base)
     shots = [few_shot(lab, 4, 0.9), few_shot(lab, 8, 0.7), few_shot(lab, 8, 0.99, task="another task")]
     table = lab.table(bases=shots)
-    assert [row.label for row in table.bases] == ["tiny, float32, 4-shot", "tiny, float32, 8-shot", "tiny, float32, 0-shot"]
+    assert [row.label for row in table.bases] == [
+        "tiny, float32, 4-shot",
+        "tiny, float32, 8-shot",
+        "tiny, float32, 0-shot",
+    ]
     assert table.bars == ("tiny, float32, 4-shot",)
     assert {(pair.kind, pair.b): pair.winner for pair in table.pairs} == {
         ("bar", "tiny, float32, 4-shot"): "tiny, float32, 4-shot",

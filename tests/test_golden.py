@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import regenerate
 
+from golden import regenerate
 from peftlab.record import VERSION, from_json, to_json
 
 FOLDER = Path(__file__).parent / "golden"

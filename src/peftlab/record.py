@@ -136,8 +136,15 @@ def dumps(value: Any, *, indent: int | None = 1) -> str:
 
 
 def loads(text: str) -> Any:
-    """Read what `dumps` wrote."""
-    return json.loads(text, object_hook=_decode)
+    """Read what `dumps` wrote.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    try:
+        return json.loads(text, object_hook=_decode)
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
 
 
 def _encode(value: Any) -> Any:
@@ -170,6 +177,8 @@ def from_json(text: str, *, where: str) -> Record:
         version = data["version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where} is not a readable record", fix="move it away; its run can be repeated") from None
+    if not isinstance(version, int) or version < 1:
+        raise UserError(f"{where} has record version {version!r}", fix="move it away; its run can be repeated")
     if version > VERSION:
         raise UserError(
             f"{where} has record version {version}; this peftlab reads up to {VERSION}", fix="upgrade peftlab"

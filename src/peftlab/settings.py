@@ -6,7 +6,8 @@ Knows nothing of runs or tasks: `task.py` and `spec.py` declare their fields wit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -78,6 +79,8 @@ def _line(model: type[Settings], detail: ErrorDetails) -> str:
         return f"unknown key '{key}'; {hint}"
     if detail["type"] == "missing":
         return f"'{key}' is required"
+    if not key:
+        return detail["msg"].removeprefix("Value error, ")
     return f"'{key}' = {json.dumps(detail['input'], default=str)[:80]}: {detail['msg'].removeprefix('Value error, ')}"
 
 
@@ -109,18 +112,16 @@ def default_of(model: type[BaseModel], name: str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a config file; duplicate keys, NaN and huge files are errors."""
+    """Read a JSON object from a config file; duplicate keys, NaN, infinity and huge files are errors."""
     text = _text(path)
     try:
-        data = json.loads(
-            text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path), parse_constant=_no_constant
-        )
+        data = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, path))
     except UserError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}", fix="mend the file at the place named") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, not an object", fix="write it as {{...}}")
+        raise UserError(f"{path} holds a {type(data).__name__}, not an object", fix="write it as {...}")
     return data
 
 
@@ -132,6 +133,8 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key_node.start_mark)
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark)
         seen.add(key)
@@ -145,7 +148,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping from a config file: data only, no Python tags, no key twice."""
     try:
         data = yaml.load(_text(path), Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid YAML: {error}", fix="mend the file at the place named") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} holds no mapping", fix="write it as `key: value` lines")
@@ -156,19 +159,25 @@ def _text(path: Path) -> str:
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise UserError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes", fix="is this really a config file?")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: {error}", fix="save it as UTF-8") from None
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
             raise UserError(f"{path}: key '{key}' is given twice", fix="keep one of the two")
+        if any(isinstance(one, float) and not math.isfinite(one) for one in _flat(value)):
+            raise UserError(f"{path}: '{key}' = {json.dumps(value)[:80]} is not a finite number", fix="write a number")
         result[key] = value
     return result
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, list):
+        for one in value:
+            yield from _flat(one)
+    else:
+        yield value

@@ -297,6 +297,8 @@ def load(
         top["seed"] = seed
     for key, value in (overrides or {}).items():
         _override(plain, top, key, value)
+    if overrides or task is not None or seed is not None:
+        where += " with the settings of the command line"
     _known_top_level(top, where)
     if not isinstance(top.get("task"), str):
         raise UserError(f"{folder}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
@@ -331,7 +333,9 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     plain = {name: getattr(spec, name).model_dump(mode="json") for name in GROUPS}
     plain["train"]["evaluate"] = "all"
     for key, value in overrides.items():
-        group, _, name = key.partition(".")
+        group, dot, name = key.partition(".")
+        if not dot:
+            _refuse_top_level(key)
         field = GROUPS[group].model_fields.get(name) if group in GROUPS else None
         extra = field.json_schema_extra if field is not None else None
         if field is not None and (not isinstance(extra, dict) or extra["key"] == "train"):
@@ -347,6 +351,14 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
         given = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("generation.")}
         groups["generation"] = _task_limits(groups["generation"], given, resolved)
     return spec.model_copy(update={**groups, "task": resolved})
+
+
+def _refuse_top_level(key: str) -> None:
+    """What stands in no group makes another run, or is no setting at all."""
+    if key == "task":
+        raise UserError("task=... makes another run", fix="to score this one on another task, give --task NAME")
+    _known_top_level({key: None}, "command line")
+    raise UserError(f"'{key}' belongs to the training, which is done", fix="run it with that setting instead")
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, Any]:
@@ -380,9 +392,9 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], s
     if adapter is not None and not isinstance(adapter.get("peft_type"), str):
         raise UserError(f"{adapter_path}: 'peft_type' is required", fix='add for example "peft_type": "LORA"')
     if not found and adapter is None:
-        raise UserError(
-            f"{folder} holds no experiment", fix=f"add {PARAMETER_FILES[0]} (and {ADAPTER_FILE} for an adapter)"
-        )
+        inside = sorted(str(path.parent) for name in known for path in folder.glob(f"*/{name}"))
+        fix = f"name one of those in it, such as {inside[0]}" if inside else f"add {PARAMETER_FILES[0]}"
+        raise UserError(f"{folder} holds no {PARAMETER_FILES[0]} and no {ADAPTER_FILE}: it is no experiment", fix=fix)
     where = str(folder / (found[0] if found else PARAMETER_FILES[0]))
     return adapter, read_json(folder / found[0]) if found else {}, where
 
@@ -463,7 +475,13 @@ def _experiment_name(folder: Path) -> str:
 
 
 def _similar_folder(folder: Path) -> str | None:
-    if not folder.parent.is_dir():
-        return None
-    guess = nearest(folder.name, [child.name for child in folder.parent.iterdir() if child.is_dir()])
-    return f"did you mean '{folder.parent / guess}'?" if guess else None
+    """Every name of the path that is not there is replaced by the nearest one that is."""
+    found = Path(folder.anchor)
+    for name in folder.parts[len(found.parts) :]:
+        guess: str | None = name
+        if not (found / name).is_dir():
+            guess = nearest(name, [child.name for child in found.iterdir() if child.is_dir()])
+        if guess is None:
+            return None
+        found /= guess
+    return f"did you mean '{found}'?"

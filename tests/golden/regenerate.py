@@ -16,7 +16,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toy
-
 from peftlab import measure, runs, spec
 from peftlab.record import to_json
 from peftlab.spec import GROUPS, RunSpec

@@ -196,6 +196,8 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
     ]
     resolved = spec.load(toy.write_experiment(tmp_path / "x"))
     predictions = drained(evaluation._choose(built, examples, resolved, ()))
+    shots = [Example(item="s", prompt="first:", target=" one")]
+    assert drained(evaluation._choose(built, examples, resolved, shots)) != predictions
     for example, prediction in zip(examples, predictions, strict=True):
         for choice, score in zip(example.choices, prediction.scores, strict=True):
             prompt = list(tokenise.prompt_ids(example.prompt, built.tokenizer))

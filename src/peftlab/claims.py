@@ -58,7 +58,7 @@ def held(folder: Path, key: str, *, stem: str, clock: Clock) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # imported late: it loads asyncio, and readers need none of it
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     path = folder / f"{key}{_OWNER_SUFFIX}"
     # A generator may be closed by another thread than the one that opened it, hence not thread-local.
     lock = FileLock(folder / f"{key}.lock", thread_local=False)
@@ -83,9 +83,22 @@ def waited(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock `name` during the block, after waiting for whoever has it."""
     from filelock import FileLock
 
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with FileLock(folder / f"{name}.lock", thread_local=False):
         yield
+
+
+def _make(folder: Path) -> None:
+    """The folder of the locks; where it cannot be written, no result can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write to {folder}")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the results folder {folder.parent}: {error}",
+            fix="choose a folder that can be written, with --results",
+        ) from None
 
 
 def owners(folder: Path, *, clock: Clock) -> list[Owner]:

@@ -42,14 +42,8 @@ def count_parameters(spec: RunSpec) -> Counts:
         config = load_config(spec.model)
     except UserError as error:
         return Counts(trainable=None, total=None, source=None, reason=error.message)
-    if kind == "classify":
-        config.num_labels = len(spec.task.labels)
-    loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
     try:
-        with torch.device("meta"):
-            model = loader.from_config(config)
-            base = Base(model=model, tokenizer=None, kind=kind, stop_ids=(), facts={})
-            return _counts(adapt(base, spec), "meta")
+        return _counts(without_weights(spec, config), "meta")
     except UserError as error:
         if not _is_meta_trouble(error):
             raise
@@ -59,6 +53,22 @@ def count_parameters(spec: RunSpec) -> Counts:
     if references.local_path(spec.model.id, spec.model.revision) is None:
         return Counts(trainable=None, total=None, source=None, reason=f"cannot be built on the meta device: {reason}")
     return _counts(adapt(models.load(spec.model, kind, labels=spec.task.labels), spec), "real")
+
+
+def without_weights(spec: RunSpec, config: Any = None) -> Built:
+    """The adapted model on the meta device: shapes, and no weights.
+
+    Raises:
+        UserError: peft refuses the adapter, or the model's config is not at hand.
+    """
+    kind = kind_of(spec)
+    config = config or load_config(spec.model)
+    if kind == "classify":
+        config.num_labels = len(spec.task.labels)
+    loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
+    with torch.device("meta"):
+        base = Base(model=loader.from_config(config), tokenizer=None, kind=kind, stop_ids=(), facts={})
+        return adapt(base, spec)
 
 
 def _is_meta_trouble(error: UserError) -> bool:

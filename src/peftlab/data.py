@@ -7,7 +7,8 @@ on `data.data_seed`, never on the run's seed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +102,23 @@ def _read_all(task: Task) -> dict[Part, Table]:
         plain = source.model_dump(mode="json", exclude={"sample", "split"})
         key = digest({**plain, "split": source.split_name})
         if key not in seen:
-            seen[key] = sources.read(source)
+            with _about(task, part):
+                seen[key] = sources.read(source)
         tables[part] = Table(
             rows=seen[key].rows,
             origin={**seen[key].origin, **({"split": source.split} if source.split else {})},
             partial=seen[key].partial,
         )
     return tables
+
+
+@contextmanager
+def _about(task: Task, part: Part) -> Iterator[None]:
+    """Mistakes found in the block are said to be of this part."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"task '{task.name}', {part}: {error.message}", fix=error.fix) from error
 
 
 # ------------------------------------------------------------------------------------------- what each part takes
@@ -136,7 +147,8 @@ def _take_published(
     task: Task, part: Part, table: Table, taken: _Taken, data_seed: int
 ) -> tuple[list[Example], dict[str, Any]]:
     source: Source = getattr(task, part)
-    wanted = sources.window(str(source.split), len(table.rows))
+    with _about(task, part):
+        wanted = sources.window(str(source.split), len(table.rows))
     claimed = taken.numbers.setdefault(source.pool, set())
     free = [number for number in wanted if number not in claimed]
     numbers = _drawn(task, part, free, data_seed)

@@ -56,6 +56,11 @@ def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Se
     """
     if not examples:
         raise UserError(f"task '{spec.task.name}': there are no rows to score", fix="mend the task's splits")
+    if spec.generation.chat_template and spec.task.kind != "generate":
+        raise UserError(
+            f"generation.chat_template: task '{spec.task.name}' generates nothing ({spec.task.kind})",
+            fix="remove the setting",
+        )
     predict = {"generate": _generate, "choose": _choose, "classify": _classify}[spec.task.kind]
     predictions = yield from predict(built, examples, spec, shots)
     return grade(spec.task, examples, predictions)
@@ -172,7 +177,7 @@ def _generate(
 def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> None:
     """Run the heaviest evaluation batch once, to its full length: out of memory shows now, not at the end."""
     if spec.task.kind != "generate":
-        rows = _rows(built, examples, spec)
+        rows = _rows(built, examples, spec, shots)
         longest = sorted(rows, key=lambda row: -len(row.ids))[: spec.batch.per_device_eval_batch_size]
         _forward(built, longest)
         return
@@ -198,14 +203,14 @@ def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Se
 # ---------------------------------------------------------------------------------------- choosing and classifying
 
 
-def _rows(built: Built, examples: Sequence[Example], spec: RunSpec) -> list[TokenRow]:
+def _rows(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> list[TokenRow]:
     """Rows to score by one forward pass: every choice of every example, or every example."""
     if spec.task.kind == "classify":
         return tokenise.tokenise(
             examples, built.tokenizer, kind="classify", max_length=spec.data.max_length, loss_mask="answer"
         )[0]
     options = [
-        Example(item=example.item, prompt=example.prompt, target=choice)
+        Example(item=example.item, prompt=with_shots(spec.task, example, shots), target=choice)
         for example in examples
         for choice in example.choices
     ]
@@ -239,7 +244,7 @@ def _forward(built: Built, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, Any]
 def _choose(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
 ) -> Generator[Progress, None, list[Prediction]]:
-    rows = _rows(built, examples, spec)
+    rows = _rows(built, examples, spec, shots)
     likelihood = np.zeros(len(rows))
     done = 0
     for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
@@ -261,7 +266,7 @@ def _choose(
 def _classify(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
 ) -> Generator[Progress, None, list[Prediction]]:
-    rows = _rows(built, examples, spec)
+    rows = _rows(built, examples, spec, shots)
     found: dict[int, Prediction] = {}
     for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
         logits, _ = _forward(built, [rows[index] for index in indices])

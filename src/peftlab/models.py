@@ -190,11 +190,13 @@ def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-    return UserError(
-        f"cannot load the {what} of model.id '{settings.id}': {reason}",
-        fix="check the id and revision; offline, use a local folder or a package: reference",
-    )
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    fix = "check the id and revision; offline, use a local folder or a package: reference"
+    if references.is_local(settings.id):
+        fix = "give a folder with config.json, tokenizer files and safetensors weights"
+    if "attn_implementation" in reason:
+        fix = "set model.attn_implementation to sdpa, eager or null"
+    return UserError(f"cannot load the {what} of model.id '{settings.id}': {reason}", fix=fix)
 
 
 # ------------------------------------------------------------------------------------------------------ adapting
@@ -283,10 +285,11 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
                         base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                     )
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-                raise _refused(error, base.model) from error
+                raise _refused(error, base.model, config) from error
     if spec.model.gradient_checkpointing:
-        base.model.enable_input_require_grads()
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with _quiet_peft():
+            base.model.enable_input_require_grads()
+            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.model.compile:
         model.compile(dynamic=True)
     base_names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in before)
@@ -320,13 +323,27 @@ def bare(base: Base) -> Built:
     return _built(base, base.model, None, Method(), names, base.facts)
 
 
-def _refused(error: Exception, model: nn.Module) -> UserError:
-    linears = sorted({name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+def _refused(error: Exception, model: nn.Module, config: Any) -> UserError:
+    """peft's words, and as the fix what they are about: a value of the wrong type, the layers, or the value named."""
     reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
-    return UserError(
-        f"adapter_config.json: peft refuses this adapter for this model: {reason}",
-        fix=f"linear layers of this model: {', '.join(linears)}",
-    )
+    wrong = _wrong_types(config)
+    fix = f"mend {', '.join(wrong)}" if wrong else "mend the value that peft names"
+    if not wrong and "target" in reason.lower():
+        layers = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        fix = f"linear layers of this model: {', '.join(sorted(layers))}"
+    return UserError(f"adapter_config.json: peft refuses this adapter for this model: {reason}", fix=fix)
+
+
+def _wrong_types(config: Any) -> list[str]:
+    """Values that are no number (or no whole one) where the setting's default is."""
+    found = []
+    for field in dataclasses.fields(config):
+        value, default = getattr(config, field.name), field.default
+        if type(default) not in (int, float) or value is None:
+            continue
+        if type(value) not in ((int,) if isinstance(default, int) else (int, float)):
+            found.append(f"'{field.name}' (= {json.dumps(value, default=str)[:60]}, by default {default})")
+    return found
 
 
 class _quiet_peft(warnings.catch_warnings):

@@ -37,6 +37,8 @@ def build(parameters: dict[str, torch.nn.Parameter], settings: OptimSettings) ->
     known = optimizer_names()
     if settings.optimizer not in known:
         raise unknown_name("optim.optimizer", settings.optimizer, known)
+    if "lr" in settings.optimizer_kwargs:
+        raise UserError("optim.optimizer_kwargs: 'lr' has no effect there", fix="set optim.learning_rate")
     optimizer_class = getattr(torch.optim, settings.optimizer)
     arguments: dict[str, Any] = {"lr": settings.learning_rate, **settings.optimizer_kwargs}
     accepted = inspect.signature(optimizer_class).parameters

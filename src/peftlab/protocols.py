@@ -171,39 +171,42 @@ def names(kind: str) -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
-def find(kind: str, name: str) -> Any:
+def find(kind: str, name: str, *, where: str = "") -> Any:
     """The plug-in `name` of `kind` (`graders`, `engines`, `methods`).
 
     `package.module:attr` names code outside peftlab. It is imported only when the user named its package with
-    `--plugins` (or in the variable PEFTLAB_PLUGINS); a received config alone never runs code.
+    `--plugins` (or in the variable PEFTLAB_PLUGINS); a received config alone never runs code. `where` says in an error
+    what asked for the plug-in.
 
     Raises:
         UserError: No such plug-in, a package the user did not name, or an attribute of the wrong type.
     """
     if ":" in name:
-        return _outside(kind, name)
+        return _outside(kind, name, f"{where}: " if where else "")
     known = names(kind)
     if name not in known:
-        raise unknown_name(kind.rstrip("s"), name, known)
+        raise unknown_name(kind.rstrip("s"), name, known, where=where)
     return importlib.import_module(f"peftlab.{kind}.{name}").PLUGIN
 
 
-def _outside(kind: str, name: str) -> Any:
+def _outside(kind: str, name: str, place: str) -> Any:
     module_name, _, attribute = name.partition(":")
     package = module_name.split(".")[0]
     allowed = {part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(",") if part.strip()}
     if package not in allowed:
         raise UserError(
-            f"the config names code outside peftlab: '{name}'",
+            f"{place}the config names code outside peftlab: '{name}'",
             fix=f"if you trust the package, allow it yourself: --plugins {package}",
         )
     try:
         plugin = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot load the plug-in '{name}': {error}", fix="check the module and attribute") from error
+        raise UserError(
+            f"{place}cannot load the plug-in '{name}': {error}", fix="check the module and attribute"
+        ) from error
     if not isinstance(plugin, KINDS[kind]):
         raise UserError(
-            f"'{name}' is a {type(plugin).__name__}, not a {KINDS[kind].__name__}",
+            f"{place}'{name}' is a {type(plugin).__name__}, not a {KINDS[kind].__name__}",
             fix=f"export a peftlab.protocols.{KINDS[kind].__name__}",
         )
     return plugin

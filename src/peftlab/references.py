@@ -42,6 +42,12 @@ def local_path(reference: str, revision: str | None) -> Path | None:
                 f"model.id: no folder at {path}", fix="give a folder with config.json and safetensors weights"
             )
         return path
+    if Path(reference).exists():
+        # the libraries would silently take the folder, whose content no key would name
+        raise UserError(
+            f"model.id '{reference}' may mean a hub id, or the folder of that name here",
+            fix=f"write ./{reference} for the folder, or start from another place for the hub id",
+        )
     return None
 
 
@@ -57,15 +63,30 @@ def content(reference: str, revision: str | None) -> dict[str, Any]:
 
 
 def _package_version(reference: str) -> str:
-    module = reference.removeprefix(PACKAGE_PREFIX).split("/")[0]
-    return importlib.metadata.version(module.replace("_", "-"))
+    distribution = reference.removeprefix(PACKAGE_PREFIX).split("/")[0].replace("_", "-")
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"model.id '{reference}': no installed package is named '{distribution}', so it has no version",
+            fix="install it with pip, or give the folder itself: ./...",
+        ) from None
 
 
 def _package_path(reference: str, revision: str | None) -> Path:
     module, _, inside = reference.removeprefix(PACKAGE_PREFIX).partition("/")
     distribution = module.replace("_", "-")
     wanted = f"{distribution}=={revision}" if revision else distribution
-    found = importlib.util.find_spec(module) if module.isidentifier() else None
+    if not module.isidentifier() or not inside:
+        raise UserError(
+            f"model.id '{reference}' names no file in a package", fix="write package:<module>/<file or folder>"
+        )
+    found = importlib.util.find_spec(module)
+    if found is not None and not found.submodule_search_locations:
+        raise UserError(
+            f"model.id '{reference}': '{module}' is a single module, without files of its own",
+            fix="name a package that holds a model",
+        )
     if found is None or not found.submodule_search_locations:
         raise UserError(
             f"model.id '{reference}': the package '{distribution}' is not installed",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab import bookkeeping, checkpoint, data, evaluation, measure, models, scoring, tokenise, training
+from peftlab import bookkeeping, checkpoint, data, evaluation, measure, models, preflight, scoring, tokenise, training
 from peftlab import spec as specs
 from peftlab.assembly import assemble
 from peftlab.batching import Stream
@@ -73,20 +73,23 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     key = spec.train_key
     trained = slot.get("trained")
     if trained is not None and not _missing(spec, store, slot, trained) and slot.finished is not None:
+        if options.clean:
+            slot.clean()
         yield Finished(record=slot.finished, path=str(store.path_of(slot.finished)), reused=True)
         return
+    if trained is None:
+        preflight.check(spec)
     started = time.perf_counter()
     yield Stage(text=f"reading the rows of {spec.task.name}")
     rows = data.load(spec)
     _same_rows(slot, rows)
     if slot.finished is None:
-        slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
         slot.part_seconds("data", time.perf_counter() - started)
     if trained is None:
         wanted = scoring.wanted_evaluations(spec, step=spec.train.max_steps, role="last")
         start = [one for one in scoring.missing(spec, store, slot, wanted, key) if one.step is None]
         base = yield from scoring.score_start(spec, store, rows, start)
-        yield from _train(spec, rows, slot, base, options)
+        yield from _train(spec, rows, slot, base, options, git)
         del base
     absent = _missing(spec, store, slot, slot.get("trained"))
     yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
@@ -108,8 +111,18 @@ def _missing(spec: RunSpec, store: RunStore, slot: Slot, trained: Mapping[str, A
 # ------------------------------------------------------------------------------------------------------ training
 
 
-def _train(spec: RunSpec, rows: data.Rows, slot: Slot, base: models.Base | None, options: Options) -> Events:
-    """Train from the last checkpoint to the end of the budget, and save what was trained."""
+def _train(
+    spec: RunSpec,
+    rows: data.Rows,
+    slot: Slot,
+    base: models.Base | None,
+    options: Options,
+    git: Mapping[str, Any],
+) -> Events:
+    """Train from the last checkpoint to the end of the budget, and save what was trained.
+
+    The slot is written to only when everything is ready, so that bad input leaves nothing behind.
+    """
     started = time.perf_counter()
     yield Stage(text=f"preparing {spec.method} on {spec.model.id}")
     base = base or scoring.load_base(spec)
@@ -122,11 +135,13 @@ def _train(spec: RunSpec, rows: data.Rows, slot: Slot, base: models.Base | None,
     notes = checkpoint.restore(
         slot.folder / "checkpoints", built, stream, state, any_environment=options.any_environment
     )
-    slot.truncate_curve(state.step)
-    slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
+    notes += _dropped_keys(built)
     if spec.train.evaluate == "all" and rows.test:
         yield Stage(text="trying the longest evaluation batch")
         evaluation.rehearse(built, rows.test, spec, rows.shots)
+    slot.truncate_curve(state.step)
+    slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
+    slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
     slot.part_seconds("setup", time.perf_counter() - started)
     unknown_peak = measure.reset_peak_memory()
     yield Started(
@@ -156,6 +171,11 @@ def _token_rows(
     return tokenise.tokenise(
         rows.train, built.tokenizer, kind=built.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
     )
+
+
+def _dropped_keys(built: models.Built) -> list[str]:
+    dropped = built.facts.get("dropped_adapter_keys")
+    return [f"adapter_config.json: peft knows no {', '.join(dropped)}; empty, hence left out"] if dropped else []
 
 
 def _curve_row(step: Step) -> dict[str, Any]:
@@ -341,7 +361,7 @@ def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
 def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore, checkpoint: str | None) -> Events:
     if own.train_key != record.key:
         raise UserError(
-            f"{record.stem}: the files of its model are not those it was trained on",
+            f"{record.stem}: the files of its model or its data are not those it was trained on",
             fix="restore them, or run it again",
         )
     with store.claim(own, category=record.category) as slot:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -228,7 +229,10 @@ class Slot:
         write_atomic(self.folder / PROGRESS, dumps(self._progress.model_dump(mode="python")))
 
     def _folder_there(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # another run has just removed the empty folder of unfinished runs
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def _ending(self) -> Path:
         return self._places.cancelled / f"{self.folder.name}.json"
@@ -241,6 +245,8 @@ class Slot:
             write_atomic(self._ending(), to_json(self.previous))
         if self._fresh:
             discard(self.folder)
+            with suppress(OSError):
+                self._places.cancelled.rmdir()  # stays when it holds anything
         else:
             self._progress = self._before
             self._save()

@@ -241,6 +241,12 @@ def _declared(source: Source) -> dict[str, Any]:
 
 def _hub(source: Source) -> Table:
     """The split by the `datasets` library: over the network, or out of its cache when the network is switched off."""
+    if Path(str(source.dataset)).exists():
+        # the library would silently take the folder, whose content no key would name
+        raise UserError(
+            f"dataset '{source.dataset}' may mean a hub id, or the file or folder of that name here",
+            fix=f"write ./{source.dataset} for what is here, or start from another place for the hub id",
+        )
     try:
         import datasets
     except ImportError:
@@ -267,8 +273,6 @@ def _unreachable(source: Source, error: Exception) -> UserError:
         fixes.append(f"or unset {' and '.join(switched_off)}")
     else:
         fixes.append("or check the data set's id, subset, split and revision, the network, and the cache's permissions")
-    if Path(str(source.dataset)).exists():
-        fixes.append(f"or, for the local {source.dataset}, write ./{source.dataset}")
     near = [key for key in _mirror_index()[0] if key.partition(":")[0] == source.dataset]
     if near:
         fixes.append(f"or name a subset that the mirror has: {', '.join(near)}")

@@ -394,7 +394,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any], s
     if not found and adapter is None:
         inside = sorted(str(path.parent) for name in known for path in folder.glob(f"*/{name}"))
         fix = f"name one of those in it, such as {inside[0]}" if inside else f"add {PARAMETER_FILES[0]}"
-        raise UserError(f"{folder} holds no {PARAMETER_FILES[0]} and no {ADAPTER_FILE}: it is no experiment", fix=fix)
+        raise UserError(f"{folder} holds no experiment: no {PARAMETER_FILES[0]}, no {ADAPTER_FILE}", fix=fix)
     where = str(folder / (found[0] if found else PARAMETER_FILES[0]))
     return adapter, read_json(folder / found[0]) if found else {}, where
 

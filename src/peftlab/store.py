@@ -277,7 +277,7 @@ class RunStore:
             return UserError(f"'{reference}' has no finished run ({', '.join(states)})", fix="run it again: it goes on")
         guess = nearest(name, {record.experiment for record in records})
         fix = f"did you mean '{guess}'?" if guess else "list what there is: peftlab results"
-        unread = f"; {len(self.problems)} files could not be read" if self.problems else ""
+        unread = f"; not readable: {', '.join(str(path) for path, _ in self.problems[:5])}" if self.problems else ""
         return UserError(f"no run '{reference}' in {self.places.main} and its siblings{unread}", fix=fix)
 
     def path_of(self, record: Record) -> Path:

@@ -18,7 +18,7 @@ from pydantic import Strict, model_validator
 from peftlab import references
 from peftlab.digest import digest, file_digest
 from peftlab.errors import UserError, unknown_name
-from peftlab.protocols import Example
+from peftlab.protocols import Example, Grader, find, metric_name
 from peftlab.settings import Settings, declared, read_yaml, setting, validated
 
 TASK_FOLDER = Path(__file__).parent / "tasks"
@@ -153,6 +153,12 @@ class Task(Settings):
                 raise ValueError(
                     f"'{column}' (reference, choices, pair) is not among 'columns': {sorted(self.columns)}"
                 )
+        for name, needs in (("prompt", "a column"), ("target", "{choice}" if self.choices else "a column")):
+            used = template_fields(getattr(self, name))
+            if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
+                raise ValueError(
+                    f"'{name}' uses not {needs}: {getattr(self, name)!r}; it would be the same in every row"
+                )
         if not self.metrics:
             raise ValueError("'metrics' must name at least one metric")
         return self
@@ -224,6 +230,25 @@ def load(name: str) -> Task:
             )
         data["convert"] = digest(code.read_text(encoding="utf-8"))
     return validated(Task, {"name": path.stem, **data}, where=str(path))
+
+
+def measured_metrics(task: Task) -> list[str]:
+    """The metrics that the task's grader measures under the task's modes.
+
+    Raises:
+        UserError: An unknown grader, a mode that it has not, or a metric in 'metrics' that it does not measure.
+    """
+    where = f"task '{task.name}'"
+    grader: Grader = find("graders", task.grader.name, where=where)
+    modes = task.grader.modes or grader.modes
+    for mode in modes:
+        if mode not in grader.modes:
+            raise unknown_name(f"mode of {task.grader.name}", mode, grader.modes, where=where)
+    measured = [metric_name(grader, mode) for mode in modes]
+    for name in task.metrics:
+        if name not in measured:
+            raise unknown_name("metric", name, measured, where=where)
+    return measured
 
 
 @cache

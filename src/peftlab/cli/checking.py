@@ -91,7 +91,7 @@ def _check_files(folder: Path, problems: list[UserError]) -> None:
 
 
 def _report_task(checked: task.Task, problems: list[UserError]) -> None:
-    _look_up(problems, "graders", checked.grader.name, checked.grader.modes, where=checked.name)
+    _look_up_grading(problems, checked)
     lines: dict[str, tables.Cell] = {"kind": checked.kind, "metric": checked.primary_metric}
     for part in task.PARTS:
         source: task.Source | None = getattr(checked, part)
@@ -100,8 +100,8 @@ def _report_task(checked: task.Task, problems: list[UserError]) -> None:
 
 
 def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_model: bool) -> None:
-    _look_up(problems, "graders", spec.task.grader.name, spec.task.grader.modes, where=spec.task.name)
-    _look_up(problems, "engines", spec.generation.engine, (), where="generation.engine")
+    _look_up_grading(problems, spec.task)
+    _look_up(problems, "engines", spec.generation.engine, where="generation.engine")
     lines: dict[str, tables.Cell] = {
         "run": spec.stem,
         "method": spec.method,
@@ -120,18 +120,19 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
     _print(target, lines)
 
 
-def _look_up(problems: list[UserError], kind: str, name: str, modes: Sequence[str], *, where: str) -> None:
+def _look_up(problems: list[UserError], kind: str, name: str, *, where: str) -> None:
     """Our own plug-ins are looked at; code from outside is not imported by a check."""
-    if ":" in name:
-        return
-    if name not in protocols.names(kind):
+    if ":" not in name and name not in protocols.names(kind):
         problems.append(unknown_name(kind.removesuffix("s"), name, protocols.names(kind), where=where))
+
+
+def _look_up_grading(problems: list[UserError], checked: task.Task) -> None:
+    if ":" in checked.grader.name:
         return
-    if modes:
-        known = protocols.find(kind, name).modes
-        problems.extend(
-            unknown_name(f"mode of {name}", mode, known, where=where) for mode in modes if mode not in known
-        )
+    try:
+        task.measured_metrics(checked)
+    except UserError as error:
+        problems.append(error)
 
 
 def _look_up_peft_type(problems: list[UserError], wanted: str, path: Path) -> None:

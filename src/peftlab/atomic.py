@@ -5,7 +5,9 @@ Knows nothing of runs. A name that starts with a dot is not yet, or no longer, p
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ MAX_NAME_BYTES = 200
 """File systems allow 255; the rest is for suffixes and the names of temporary files."""
 
 _NEW, _OLD, _GONE = ".new-", ".old-", ".gone-"
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def safe_name(name: str) -> str:
@@ -51,6 +55,13 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(error: Exception, path: Path) -> OSError:
+    """A failure to write that a library reports in a type of its own, as the OSError that it is."""
+    found = _OS_ERROR.search(str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, f"{os.strerror(number)} ({error})", str(path))
 
 
 def read_text(path: Path, *, fix: str = "move it away") -> str:

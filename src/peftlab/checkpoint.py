@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from peftlab import bookkeeping, measure
+from peftlab.atomic import write_error
 from peftlab.batching import Stream
 from peftlab.errors import UserError
 from peftlab.models import Built
@@ -78,7 +79,7 @@ def save(
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
     except SafetensorError as error:
-        raise OSError(f"cannot write the checkpoint {target}: {error}") from error
+        raise write_error(error, target) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in existing(folder)[keep:]:

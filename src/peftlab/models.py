@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from peftlab import randomness, references
+from peftlab.atomic import write_error
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.protocols import Method, find, names
@@ -360,17 +362,24 @@ class _quiet_peft(warnings.catch_warnings):
 
 
 def save(built: Built, folder: Path) -> None:
-    """Write what was trained: a peft adapter, a method's own files, or the whole model. No pickle is written."""
+    """Write what was trained: a peft adapter, a method's own files, or the whole model. No pickle is written.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if built.method.save is not None:
-        built.method.save(built.model, folder)
-    elif built.adapter is not None:
-        with _quiet_peft():
+    try:
+        if built.method.save is not None:
+            built.method.save(built.model, folder)
+        elif built.adapter is not None:
+            with _quiet_peft():
+                built.model.save_pretrained(str(folder))
+            (folder / "README.md").unlink(missing_ok=True)
+            _sort_config(folder / "adapter_config.json")
+        else:
             built.model.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)
-        _sort_config(folder / "adapter_config.json")
-    else:
-        built.model.save_pretrained(str(folder))
+    except SafetensorError as error:
+        raise write_error(error, folder) from error
 
 
 def _sort_config(path: Path) -> None:

@@ -297,8 +297,11 @@ def status_of(error: BaseException | None) -> Status:
     """How a part ended, by what was raised; leaving without a result is a cancellation."""
     if error is None or isinstance(error, (KeyboardInterrupt, GeneratorExit, SystemExit)):
         return "cancelled"
+    return "out_of_memory" if ran_out_of_memory(error) else "failed"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory was refused, by Python, a GPU's allocator or the CPU's."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out_of_memory"
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY):
-        return "out_of_memory"
-    return "failed"
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

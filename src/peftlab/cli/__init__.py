@@ -1,11 +1,12 @@
 """The command line: verbs to calls, events to lines. Decides nothing about runs or results.
 
-`main` is the entry point and the one place where errors become exit codes: 0 done, 2 something the user can fix,
-130 interrupted. Anything else is a mistake of ours and keeps its traceback.
+`main` is the entry point and the one place where errors become exit codes: 0 done, 2 something the user can fix (a full
+disk or memory included), 130 interrupted. Anything else is a mistake of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -44,9 +45,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return 1
+    except (MemoryError, RuntimeError, OSError) as error:
+        machine = _machine_is_full(error)
+        if machine is None:
+            raise
+        print(problem_text(machine), file=sys.stderr)
+        return 2
     if code == INTERRUPTED:
         print("interrupted: nothing that was saved is lost; the same command goes on from there", file=sys.stderr)
     return code
+
+
+def _machine_is_full(error: BaseException) -> UserError | None:
+    """Out of memory or disk is the user's to mend; the run is recorded so, and the same command goes on from there."""
+    from peftlab.errors import UserError
+    from peftlab.slot import ran_out_of_memory
+
+    if ran_out_of_memory(error):
+        lower = "batch.per_device_train_batch_size (with more batch.gradient_accumulation_steps), data.max_length or "
+        fix = f"lower {lower}batch.per_device_eval_batch_size, or set model.gradient_checkpointing=true"
+        return UserError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason given'}", fix=fix)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"the disk is full: {error}", fix="free some space; the same command goes on from there")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"no permission: {error}", fix="mend the permissions, or choose another folder")
+    return None
 
 
 def problem_text(error: UserError) -> str:

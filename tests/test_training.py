@@ -187,7 +187,7 @@ def test_eos_weight(tmp_path: Path) -> None:
     picked = [-expected[0, 0, 6], -0.5 * expected[0, 1, 1], -expected[1, 0, 6], -expected[1, 1, 7]]
     found = from_logits(logits, batch)
     assert float(found.total) == pytest.approx(float(sum(picked)), rel=1e-6)
-    assert (found.weight, found.count) == (3.5, 4)
+    assert (batch.weight, found.count) == (3.5, 4)
     assert float(found.unweighted) == pytest.approx(float(picked[0] + 2 * picked[1] + picked[2] + picked[3]), rel=1e-6)
 
 

@@ -50,6 +50,14 @@ class Batch:
         """Number of final logit positions that the loss reads."""
         return self.input_ids.shape[1] - self.first_label + 1
 
+    @property
+    def weight(self) -> float:
+        """What the summed loss is divided by: label tokens (rows, for classification), each at its weight."""
+        if self.labels is None:
+            return len(self.items)
+        mask = self.labels[:, self.first_label :] != IGNORE
+        return float(mask.sum() if self.weights is None else self.weights[:, self.first_label :][mask].sum())
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         moved: dict[str, Any] = {
@@ -109,7 +117,7 @@ def order(lengths: Sequence[int], settings: BatchSettings, rows_per_step: int, s
     """
     if settings.order == "file":
         return list(range(len(lengths)))
-    shuffled = seeds.generator(seed, "order", epoch).permutation(len(lengths)).tolist()
+    shuffled = seeds.ranked(len(lengths), seed, "order", epoch)
     if settings.order == "shuffled":
         return list(shuffled)
     size = settings.bucket_batches * rows_per_step

@@ -108,7 +108,7 @@ def restore(
         try:
             plain, tensors = _read(path)
         except Damaged as error:
-            notes.append(f"checkpoint {path.name} is damaged ({error}): going on from an earlier one")
+            notes.append(f"checkpoint {path.name} is damaged ({error}) and is passed over")
             continue
         if not any_environment:
             _same_environment(plain["environment"], environment(built, stream), path)
@@ -123,6 +123,7 @@ def environment(built: Built, stream: Stream) -> dict[str, Any]:
         "versions": measure.versions(measure.RESUME_PACKAGES),
         "threads": torch.get_num_threads(),
         "device": built.device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "world_size": stream.world_size,
     }
 
@@ -145,7 +146,7 @@ def _same_environment(saved: Mapping[str, Any], here: Mapping[str, Any], path: P
     ]
     differing += [
         f"{key} {saved[key]} (now {here[key]})"
-        for key in ("threads", "device", "world_size")
+        for key in ("threads", "device", "cpu_capability", "world_size")
         if saved[key] != here[key]
     ]
     if differing:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftlab import generation, loss, tokenise
+from peftlab import generation, loss, models, tokenise
 from peftlab.batching import collate
 from peftlab.errors import UserError
 from peftlab.events import Progress
@@ -56,11 +56,7 @@ def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Se
     """
     if not examples:
         raise UserError(f"task '{spec.task.name}': there are no rows to score", fix="mend the task's splits")
-    if spec.generation.chat_template and spec.task.kind != "generate":
-        raise UserError(
-            f"generation.chat_template: task '{spec.task.name}' generates nothing ({spec.task.kind})",
-            fix="remove the setting",
-        )
+    models.use_arithmetic(spec.model)
     predict = {"generate": _generate, "choose": _choose, "classify": _classify}[spec.task.kind]
     predictions = yield from predict(built, examples, spec, shots)
     return grade(spec.task, examples, predictions)
@@ -185,19 +181,25 @@ def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Se
     found = generation.batches(prompts, spec.batch.per_device_eval_batch_size, equal_lengths=built.equal_lengths)
     if not found:
         return
-    heaviest = max(found, key=lambda batch: len(batch) * len(prompts[batch[0]].token_ids))
+    heaviest = max(found, key=lambda batch: sum(_length(prompts[index]) for index in batch))
     session = find("engines", spec.generation.engine).open(built)
     options = generation.options_of(built, spec.generation, stop_strings(spec), full_length=True)
-    for _ in generation.generate(
-        session,
-        [prompts[index] for index in heaviest],
-        options,
-        batch_size=len(heaviest),
-        equal_lengths=built.equal_lengths,
-        seed=spec.seed,
-    ):
-        pass
-    session.close()
+    try:
+        for _ in generation.generate(
+            session,
+            [prompts[index] for index in heaviest],
+            options,
+            batch_size=len(heaviest),
+            equal_lengths=built.equal_lengths,
+            seed=spec.seed,
+        ):
+            pass
+    finally:
+        session.close()
+
+
+def _length(prompt: Prompt) -> int:
+    return len(prompt.token_ids) + prompt.max_new_tokens
 
 
 # ---------------------------------------------------------------------------------------- choosing and classifying
@@ -244,22 +246,28 @@ def _forward(built: Built, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, Any]
 def _choose(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
 ) -> Generator[Progress, None, list[Prediction]]:
+    """Score every choice by the summed log-likelihood of its tokens; one cut off by `data.max_length` cannot win."""
     rows = _rows(built, examples, spec, shots)
-    likelihood = np.zeros(len(rows))
+    whole = [index for index, row in enumerate(rows) if not row.truncated]
+    likelihood = np.full(len(rows), -np.inf)
     done = 0
-    for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
+    for places in _batched([rows[index] for index in whole], spec.batch.per_device_eval_batch_size):
+        indices = [whole[place] for place in places]
         logits, batch = _forward(built, [rows[index] for index in indices])
         losses, mask = loss.token_losses(logits, batch)
         counts = mask.sum(dim=1).tolist()
         for index, part in zip(indices, torch.split(losses.double(), counts), strict=True):
             likelihood[index] = -float(part.sum())
         done += len(indices)
-        yield Progress(done=done, total=len(rows))
+        yield Progress(done=done, total=len(whole))
     result, start = [], 0
     for example in examples:
         scores = likelihood[start : start + len(example.choices)]
         start += len(example.choices)
-        result.append(Prediction(index=int(scores.argmax()), scores=tuple(float(value) for value in scores)))
+        if np.isfinite(scores).all():
+            result.append(Prediction(index=int(scores.argmax()), scores=tuple(float(value) for value in scores)))
+        else:
+            result.append(Prediction(finish="prompt_too_long"))
     return result
 
 

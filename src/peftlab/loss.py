@@ -16,17 +16,15 @@ from peftlab.batching import IGNORE, Batch
 
 @dataclass(frozen=True, kw_only=True)
 class LossSum:
-    """Summed loss and what to divide it by, over one batch.
+    """Summed loss over one batch; `batch.weight` is what it is divided by.
 
     Attributes:
         total: Sum over label tokens (rows, for classification) of weight x loss; a scalar with a graph.
-        weight: Sum of their weights; equals `count` unless the EOS token weighs differently.
         count: Number of label tokens.
         unweighted: Sum of the losses with weight 1; a scalar with a graph.
     """
 
     total: torch.Tensor
-    weight: float
     count: int
     unweighted: torch.Tensor
 
@@ -42,13 +40,13 @@ def from_logits(logits: torch.Tensor, batch: Batch) -> LossSum:
     if batch.classes is not None:
         losses = functional.cross_entropy(logits.float(), batch.classes, reduction="none")
         total = losses.sum()
-        return LossSum(total=total, weight=len(losses), count=len(losses), unweighted=total)
+        return LossSum(total=total, count=len(losses), unweighted=total)
     losses, mask = token_losses(logits, batch)
     total = losses.sum()
     if batch.weights is None:
-        return LossSum(total=total, weight=len(losses), count=len(losses), unweighted=total)
+        return LossSum(total=total, count=len(losses), unweighted=total)
     weights = batch.weights[:, batch.first_label :][mask]
-    return LossSum(total=(losses * weights).sum(), weight=float(weights.sum()), count=len(losses), unweighted=total)
+    return LossSum(total=(losses * weights).sum(), count=len(losses), unweighted=total)
 
 
 def token_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

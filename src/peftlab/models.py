@@ -26,7 +26,7 @@ from peftlab.atomic import write_error
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.protocols import Method, find, names
-from peftlab.spec import BOOKKEEPING, ModelSettings, RunSpec, method_name
+from peftlab.spec import ADAPTER_FILE, BOOKKEEPING, ModelSettings, RunSpec, method_name
 
 transformers_logging.disable_progress_bar()
 
@@ -109,6 +109,11 @@ def source_of(settings: ModelSettings) -> tuple[str, str | None]:
     return str(path), None
 
 
+def use_arithmetic(settings: ModelSettings) -> None:
+    """Set the process-wide precision of float32 products; asked for again at each step, as runs may alternate."""
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+
+
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The model's tokenizer, as its authors configured it.
 
@@ -134,7 +139,7 @@ def load(
     Raises:
         UserError: Not found, not reachable, or not a model of the kind that the task needs.
     """
-    torch.set_float32_matmul_precision(settings.matmul_precision)
+    use_arithmetic(settings)
     tokenizer = load_tokenizer(settings)
     name, revision = source_of(settings) if weights is None else (str(weights), None)
     extra: dict[str, Any] = {}
@@ -204,7 +209,9 @@ def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserEr
 # ------------------------------------------------------------------------------------------------------ adapting
 
 
-def adapter_config(adapter: Mapping[str, Any], kind: Kind, *, max_steps: int) -> tuple[Any, list[str]]:
+def adapter_config(
+    adapter: Mapping[str, Any], kind: Kind, *, max_steps: int, where: str = ADAPTER_FILE
+) -> tuple[Any, list[str]]:
     """The peft config of an experiment, and the unknown empty keys that were dropped.
 
     Raises:
@@ -216,7 +223,7 @@ def adapter_config(adapter: Mapping[str, Any], kind: Kind, *, max_steps: int) ->
     mapping = {str(peft_type.value): cls for peft_type, cls in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     peft_type = str(adapter["peft_type"]).upper()
     if peft_type not in mapping:
-        raise unknown_name("peft_type", str(adapter["peft_type"]), mapping, where="adapter_config.json")
+        raise unknown_name("peft_type", str(adapter["peft_type"]), mapping, where=where)
     config_class = mapping[peft_type]
     known = {field.name for field in dataclasses.fields(config_class)}
     values, dropped = {}, []
@@ -230,13 +237,13 @@ def adapter_config(adapter: Mapping[str, Any], kind: Kind, *, max_steps: int) ->
         else:
             guess = nearest(key, known)
             raise UserError(
-                f"adapter_config.json: {peft_type} has no setting '{key}' (= {json.dumps(value)[:60]})",
+                f"{where}: {peft_type} has no setting '{key}' (= {json.dumps(value)[:60]})",
                 fix=f"did you mean '{guess}'?" if guess else f"settings: {', '.join(sorted(known))}",
             )
     wanted = TASK_TYPES[kind]
     if values.get("task_type") not in (None, wanted):
         raise UserError(
-            f"adapter_config.json: task_type is {values['task_type']}, but the task needs {wanted}",
+            f"{where}: task_type is {values['task_type']}, but the task needs {wanted}",
             fix="remove 'task_type' (it is filled in) or choose another task",
         )
     values["task_type"] = wanted
@@ -245,9 +252,7 @@ def adapter_config(adapter: Mapping[str, Any], kind: Kind, *, max_steps: int) ->
     try:
         return config_class(**values), dropped
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"adapter_config.json: peft refuses this config: {error}", fix="mend the value named"
-        ) from error
+        raise UserError(f"{where}: peft refuses this config: {error}", fix="mend the value named") from error
 
 
 def method_of(adapter: Mapping[str, Any] | None) -> Method:
@@ -277,7 +282,8 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
     if spec.adapter is None:
         model.requires_grad_(True)
     else:
-        config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps)
+        where = str(Path(spec.folder) / ADAPTER_FILE)
+        config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps, where=where)
         with randomness.seeded(spec.seed, "adapter"), _quiet_peft():
             try:
                 if method.wrap is not None:
@@ -287,7 +293,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
                         base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                     )
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-                raise _refused(error, base.model, config) from error
+                raise _refused(error, base.model, config, where) from error
     if spec.model.gradient_checkpointing:
         with _quiet_peft():
             base.model.enable_input_require_grads()
@@ -325,7 +331,7 @@ def bare(base: Base) -> Built:
     return _built(base, base.model, None, Method(), names, base.facts)
 
 
-def _refused(error: Exception, model: nn.Module, config: Any) -> UserError:
+def _refused(error: Exception, model: nn.Module, config: Any, where: str) -> UserError:
     """peft's words, and as the fix what they are about: a value of the wrong type, the layers, or the value named."""
     reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
     wrong = _wrong_types(config)
@@ -333,7 +339,7 @@ def _refused(error: Exception, model: nn.Module, config: Any) -> UserError:
     if not wrong and "target" in reason.lower():
         layers = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         fix = f"linear layers of this model: {', '.join(sorted(layers))}"
-    return UserError(f"adapter_config.json: peft refuses this adapter for this model: {reason}", fix=fix)
+    return UserError(f"{where}: peft refuses this adapter for this model: {reason}", fix=fix)
 
 
 def _wrong_types(config: Any) -> list[str]:

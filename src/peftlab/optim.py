@@ -51,7 +51,7 @@ def build(parameters: dict[str, torch.nn.Parameter], settings: OptimSettings) ->
     except (TypeError, ValueError) as error:
         raise UserError(
             f"optim.optimizer_kwargs: {settings.optimizer} refuses its arguments: {error}",
-            fix=f"it takes: {', '.join(name for name in accepted if name != 'params')}",
+            fix=f"it takes: {', '.join(name for name in accepted if name not in ('params', 'lr'))}",
         ) from error
     grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(map(id, parameters.values())), "every trainable tensor is in exactly one group"

@@ -33,7 +33,6 @@ def check(spec: RunSpec) -> None:
 
 def _check_adapter(spec: RunSpec) -> None:
     """Build the adapter on shapes alone; where that fails, the real weights decide (some methods need them)."""
-    models.adapter_config(spec.adapter or {}, models.kind_of(spec), max_steps=spec.train.max_steps)
     try:
         counting.without_weights(spec)
     except (UserError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ImportError, OSError):

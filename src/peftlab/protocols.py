@@ -34,7 +34,6 @@ class Example:
         pair: The one or two texts of a classification row, else empty.
         cluster: Id shared by rows with a common source (a passage), or None.
         columns: The task's columns of this row, as text; what overlap is measured on.
-        messages: Turns for a chat template, or empty.
     """
 
     item: str

@@ -14,7 +14,7 @@ from peftlab.digest import file_digest, folder_digest
 from peftlab.errors import UserError
 
 PACKAGE_PREFIX = "package:"
-_MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+_MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".py")
 
 
 def is_package(reference: str) -> bool:
@@ -42,7 +42,7 @@ def local_path(reference: str, revision: str | None) -> Path | None:
                 f"model.id: no folder at {path}", fix="give a folder with config.json and safetensors weights"
             )
         return path
-    if Path(reference).exists():
+    if reference and Path(reference).exists():
         # the libraries would silently take the folder, whose content no key would name
         raise UserError(
             f"model.id '{reference}' may mean a hub id, or the folder of that name here",
@@ -77,7 +77,7 @@ def _package_path(reference: str, revision: str | None) -> Path:
     module, _, inside = reference.removeprefix(PACKAGE_PREFIX).partition("/")
     distribution = module.replace("_", "-")
     wanted = f"{distribution}=={revision}" if revision else distribution
-    if not module.isidentifier() or not inside:
+    if not module.isidentifier():
         raise UserError(
             f"model.id '{reference}' names no file in a package", fix="write package:<module>/<file or folder>"
         )

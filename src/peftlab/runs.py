@@ -334,7 +334,8 @@ def evaluate(
     try:
         records = store.find(reference)
     except UserError as error:
-        if task is None and not reference.startswith("package:"):
+        is_model = reference.startswith("package:") or (Path(reference).expanduser() / "config.json").is_file()
+        if task is None and not is_model:
             raise
         if not reference.startswith(("package:", "./", "/", "~", "../")) and reference.count("/") != 1:
             raise

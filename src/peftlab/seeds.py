@@ -21,6 +21,13 @@ def derive(seed: int, name: str, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def ranked(count: int, seed: int, name: str, *parts: object) -> list[int]:
+    """The numbers below `count` in a random order of stream `name`: by raw 64-bit draws, which numpy keeps stable."""
+    draws = generator(seed, name, *parts).bit_generator.random_raw(count)
+    order: list[int] = np.argsort(draws, kind="stable").tolist()
+    return order
+
+
 def generator(seed: int, name: str, *parts: object) -> np.random.Generator:
     """A numpy generator of stream `name`: PCG64, whose sequence numpy keeps stable."""
     return np.random.Generator(np.random.PCG64(derive(seed, name, *parts)))

@@ -44,7 +44,8 @@ def setting(
         **constraints: Pydantic's (`gt`, `ge`, ...).
     """
     value = default if baseline is _SAME_AS_DEFAULT else baseline
-    extra = {"key": key, "baseline": None if value is ... else value}
+    plain = list(value) if isinstance(value, tuple) else value  # as it is dumped
+    extra = {"key": key, "baseline": None if value is ... else plain}
     return Field(default=default, description=help, json_schema_extra=extra, **constraints)
 
 
@@ -60,13 +61,13 @@ def declared(group: Settings, key: KeyClass) -> dict[str, Any]:
     return result
 
 
-def validated(model: type[SettingsT], data: Mapping[str, Any], *, where: str) -> SettingsT:
+def validated(model: type[SettingsT], data: Mapping[str, Any], *, where: str, fix: str | None = None) -> SettingsT:
     """Build `model` from `data`; every mistake becomes one `UserError` that names key, value and nearest key."""
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
         lines = [f"{where}: {_line(model, detail)}" for detail in error.errors(include_url=False)]
-        raise UserError("\n".join(dict.fromkeys(lines))) from None
+        raise UserError("\n".join(dict.fromkeys(lines)), fix=fix) from None
 
 
 def _line(model: type[Settings], detail: ErrorDetails) -> str:

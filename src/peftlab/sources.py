@@ -80,7 +80,8 @@ def window(split: str, num_rows: int) -> range:
     start = _bound(match["start"], num_rows, 0, split)
     stop = _bound(match["stop"], num_rows, num_rows, split)
     if start >= stop:
-        raise UserError(f"split '{split}' is an empty data set: it has {num_rows} rows", fix="mend the slice")
+        fix = "mend the slice" if "[" in split else "name another split, or mend the data"
+        raise UserError(f"split '{split}' is an empty data set: it has {num_rows} rows", fix=fix)
     return range(start, stop)
 
 

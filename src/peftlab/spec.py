@@ -31,6 +31,7 @@ PARAMETER_FILES = ("training_params.json", "training_parameters.json")
 BOOKKEEPING = ("peft_version", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 """Keys of an adapter config that say nothing about the adapter."""
 
+_LISTED = "peftlab list settings names every setting with its type, default and meaning"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 
 
@@ -302,12 +303,14 @@ def load(
     _known_top_level(top, where)
     if not isinstance(top.get("task"), str):
         raise UserError(f"{folder}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
-    groups = {name: validated(model, plain[name], where=f"{where} [{name}]") for name, model in GROUPS.items()}
+    groups = {
+        name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
+    }
     resolved_task = _with_rows(load_task(top["task"]), groups["data"])
     names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0)}
     parts = {"folder": str(folder), "task": resolved_task, "adapter": adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
-    return validated(RunSpec, {**names, **parts, **groups}, where=where)
+    return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
 
 
 def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -317,7 +320,10 @@ def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None
     for key, value in {"model.id": model_id, **(overrides or {})}.items():
         _override(plain, top, key, value)
     _known_top_level(top, "command line")
-    groups = {name: validated(model, plain[name], where=f"command line [{name}]") for name, model in GROUPS.items()}
+    groups = {
+        name: validated(model, plain[name], where=f"command line [{name}]", fix=_LISTED)
+        for name, model in GROUPS.items()
+    }
     resolved_task = _with_rows(load_task(task), groups["data"])
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
     name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", model_id.rsplit(":", 1)[-1]).strip("-.")
@@ -344,7 +350,10 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
                 fix="run it with that setting instead",
             )
         _override(plain, {}, key, value)
-    groups = {name: validated(model, plain[name], where=f"command line [{name}]") for name, model in GROUPS.items()}
+    groups = {
+        name: validated(model, plain[name], where=f"command line [{name}]", fix=_LISTED)
+        for name, model in GROUPS.items()
+    }
     resolved = load_task(task) if task is not None else spec.task
     resolved = _with_rows(resolved, groups["data"])
     if task is not None:
@@ -449,7 +458,8 @@ def _with_rows(task: Task, data: Any) -> Task:
         source = getattr(task, part)
         if source is None:
             raise UserError(f"data.{part}_rows: task '{task.name}' has no {part} part", fix="remove the setting")
-        changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=f"data.{part}_rows")
+        place = f"data.{part}_rows = {rows}"
+        changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=place, fix=_LISTED)
     return task.model_copy(update=changes)
 
 

@@ -157,7 +157,7 @@ class Task(Settings):
             used = template_fields(getattr(self, name))
             if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
                 raise ValueError(
-                    f"'{name}' uses not {needs}: {getattr(self, name)!r}; it would be the same in every row"
+                    f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row"
                 )
         if not self.metrics:
             raise ValueError("'metrics' must name at least one metric")
@@ -172,6 +172,8 @@ class Task(Settings):
         """What of the task can change trained weights: prompt, columns, sources that training rows depend on."""
         plain = declared(self, "train")
         plain.pop("train", None)
+        if self.kind != "generate":  # here the reference is what is learnt, not only what is graded
+            plain["learnt"] = [self.reference, self.choices]
         if self.train is not None:
             plain["train"] = self.train.identity()
             for part in ("valid", "test"):
@@ -229,7 +231,8 @@ def load(name: str) -> Task:
                 fix="write the rows to a file in the shape that the YAML describes, and remove the .py",
             )
         data["convert"] = digest(code.read_text(encoding="utf-8"))
-    return validated(Task, {"name": path.stem, **data}, where=str(path))
+    fix = f"see a task that works, such as {TASK_FOLDER / available()[0]}.yaml"
+    return validated(Task, {"name": path.stem, **data}, where=str(path), fix=fix)
 
 
 def measured_metrics(task: Task) -> list[str]:

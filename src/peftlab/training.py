@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from peftlab import loss, measure, optim, randomness
-from peftlab.batching import IGNORE, Batch, StepRows, Stream, collate
+from peftlab import loss, measure, models, optim, randomness
+from peftlab.batching import Batch, StepRows, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
 from peftlab.models import Built
@@ -68,6 +68,7 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
         rows = next(stream)
         state.step += 1
         built.model.train()
+        models.use_arithmetic(spec.model)
         randomness.reseed(spec.seed, "dropout", state.step, stream.rank)
         rate = optim.learning_rate(spec.optim, state.step, spec.train.max_steps)
         for group in state.optimizer.param_groups:
@@ -106,9 +107,9 @@ class _Sums:
 
 
 def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _Sums:
-    """Forward and backward over the step's micro-batches; gradients are of (sum of losses) / (their global weight)."""
+    """Forward and backward over the step's micro-batches; gradients are of (sum of losses) / (the step's weight)."""
     batches = [collate(micro, pad_id=built.pad_id, eos_weight=spec.data.eos_weight) for micro in rows.micro_batches]
-    total_weight = sum(_weight(batch) for batch in batches)
+    total_weight = sum(batch.weight for batch in batches)
     sums = _Sums()
     for batch in batches:
         batch = batch.to(built.device)
@@ -144,16 +145,6 @@ def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
     return built.model(**inputs)
 
 
-def _weight(batch: Batch) -> float:
-    if batch.classes is not None:
-        return len(batch.classes)
-    assert batch.labels is not None
-    mask = batch.labels[:, batch.first_label :] != IGNORE
-    if batch.weights is None:
-        return float(mask.sum())
-    return float(batch.weights[:, batch.first_label :][mask].sum())
-
-
 def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State) -> torch.Tensor | None:
     """The term that a method adds to the loss: its own function, or what its labelled loss has beyond ours.
 
@@ -163,14 +154,14 @@ def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State
         state.own_objective = True
         term: torch.Tensor = built.method.extra_loss(built.model, state.step)
         return term
-    if state.own_objective is False:
+    if state.own_objective is False or found.count == 0:  # without labels the library's mean loss is 0 / 0
         return None
     # The task's own part is already in `found`; what is left of the labelled loss is the method's.
-    ours = found.unweighted / max(found.count, 1)
+    ours = found.unweighted / found.count
     own: torch.Tensor = outputs.loss - ours
     if state.own_objective is None:
         difference, size = abs(float(own.detach())), abs(float(ours.detach()))
-        state.own_objective = found.count > 0 and difference > _OWN_OBJECTIVE_TOLERANCE * max(1.0, size)
+        state.own_objective = difference > _OWN_OBJECTIVE_TOLERANCE * max(1.0, size)
     return own if state.own_objective else None
 
 

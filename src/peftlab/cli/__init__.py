@@ -61,14 +61,17 @@ def _machine_is_full(error: BaseException) -> UserError | None:
     from peftlab.errors import UserError
     from peftlab.slot import ran_out_of_memory
 
+    also = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if ran_out_of_memory(error):
         lower = "batch.per_device_train_batch_size (with more batch.gradient_accumulation_steps), data.max_length or "
         fix = f"lower {lower}batch.per_device_eval_batch_size, or set model.gradient_checkpointing=true"
-        return UserError(f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason given'}", fix=fix)
+        return UserError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason given'}{also}", fix=fix
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"the disk is full: {error}", fix="free some space; the same command goes on from there")
+        return UserError(f"the disk is full: {error}{also}", fix="free some space; the same command goes on from there")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(f"no permission: {error}", fix="mend the permissions, or choose another folder")
+        return UserError(f"no permission: {error}{also}", fix="mend the permissions, or choose another folder")
     return None
 
 

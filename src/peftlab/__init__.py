@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def __getattr__(name: str) -> Any:
 
         return version("peftlab")
     if name in _HOMES:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command line does, before torch is loaded
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'peftlab' has no attribute '{name}'")
 

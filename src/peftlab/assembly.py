@@ -26,7 +26,8 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
     starts = [one.key(made, "") for made, one in [*((spec, one) for one in wanted), *extra] if one.step is None]
     evaluations = [found for found in map(store.base_evaluation, dict.fromkeys(starts)) if found is not None]
     known = {found.key for found in evaluations}
-    evaluations += [found for key, found in sorted(slot.evaluations().items()) if key not in known]
+    evaluations += [found for key, found in slot.evaluations().items() if key not in known]
+    own = {one.key(spec, slot.spec.train_key) for one in wanted}
     rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
     curve = slot.curve()
     return Record(
@@ -38,14 +39,14 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
         method=slot.spec.method,
         task=slot.spec.task.name,
         seed=slot.spec.seed,
-        created_at=slot.finished.created_at if slot.finished is not None else measure.now(),
+        created_at=slot.created_at,
         identity=slot.spec.identity(),
         spec=spec.model_dump(mode="json") if spec.task == slot.spec.task else slot.spec.model_dump(mode="json"),
-        evaluations=tuple(sorted(evaluations, key=_order)),
+        evaluations=tuple(sorted(evaluations, key=lambda found: _order(found, own))),
         before_reason=scoring.no_start(slot.spec),
         curve=thin(curve),
         rows=rows,
-        training=_training(slot, curve),
+        training={**_training(slot, curve), "forgetting": _forgetting(evaluations, spec)},
         cost=_cost(slot, curve),
         provenance={
             **(slot.get("environment") or {}),
@@ -56,21 +57,33 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
     )
 
 
-def _order(evaluation: Evaluation) -> tuple[int, int, str]:
+def _order(evaluation: Evaluation, own: set[str]) -> tuple[int, int, bool, str]:
+    """By step; of several under one role those of the run's own settings last, which is where readers look."""
     step = -1 if evaluation.checkpoint == "base" else int(evaluation.checkpoint)
-    return (step, int(evaluation.what == "text"), evaluation.key)
+    return (step, int(evaluation.what == "text"), evaluation.key in own, evaluation.key)
+
+
+def _forgetting(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, Any]:
+    """Change of the loss on general text against the starting model, in nats a token; or why it is unknown."""
+    found = {one.role: one.metrics["loss"].mean for one in evaluations if one.what == "text"}
+    after = found.get("best", found.get("last"))
+    if after is not None and "base" in found:
+        return {"text": spec.data.forgetting, "change": after - found["base"], "reason": None}
+    text = data.text_for_forgetting(spec.data.forgetting)
+    reason = (
+        text if isinstance(text, str) else "not asked for: the task generates no text, or train.evaluate is not all"
+    )
+    return {"text": spec.data.forgetting, "change": None, "reason": reason}
 
 
 def _training(slot: Slot, curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
     trained = slot.get("trained")
-    forgetting = data.text_for_forgetting(slot.spec.data.forgetting)
     return {
         **trained,
         "stopped_early": slot.get("stopped_early"),
         "epochs": curve[-1]["epoch"] if curve else None,
         "final_loss": curve[-1]["loss"] if curve else None,
         "partial": slot.get("partial"),
-        "forgetting_unavailable": forgetting if isinstance(forgetting, str) else None,
     }
 
 

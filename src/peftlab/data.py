@@ -281,6 +281,23 @@ def _shares(task: Task, items: Sequence[Example], train: Sequence[Example]) -> d
     }
 
 
+def refuse_overlap(spec: RunSpec, rows: Rows, own: RunSpec) -> None:
+    """Refuse to score a run on another task whose test items stand among the rows that it was trained on.
+
+    Raises:
+        UserError: More of them than `data.allow_overlap` (or the task) allows.
+    """
+    known = {" ".join(text) for text in input_texts(own.task, load(own).train)}
+    allowed = spec.data.allow_overlap if spec.data.allow_overlap is not None else spec.task.allow_overlap
+    found = [text for text in input_texts(spec.task, rows.test) if " ".join(text) in known]
+    if rows.test and len(found) / len(rows.test) > allowed:
+        raise UserError(
+            f"{len(found)} of {len(rows.test)} test items of '{spec.task.name}' stand in the rows that this run was "
+            f"trained on; for example: {' | '.join(found[0])[:200]}",
+            fix="score another task, or accept it: data.allow_overlap=1.0",
+        )
+
+
 def _refuse_leak(task: Task, chosen: Mapping[Part, Sequence[Example]], allowed: float, table: Table) -> None:
     """Raise, unless the test is a draw that by chance holds more of an overlap that its whole split is allowed."""
     items, known = chosen["test"], set(input_texts(task, chosen["train"]))

@@ -162,6 +162,7 @@ def load(
         raise _cannot_load("model", settings, error) from error
     facts = {
         "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
+        "pinned": settings.revision is not None or references.local_path(settings.id, None) is not None,
         **_prepare(model, tokenizer, kind),
     }
     model.to(default_device())

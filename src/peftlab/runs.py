@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftlab import bookkeeping, checkpoint, data, evaluation, measure, models, preflight, scoring, tokenise, training
+from peftlab import (
+    bookkeeping,
+    checkpoint,
+    data,
+    evaluation,
+    measure,
+    models,
+    preflight,
+    references,
+    scoring,
+    tokenise,
+    training,
+)
 from peftlab import spec as specs
 from peftlab.assembly import assemble
 from peftlab.batching import Stream
@@ -38,13 +50,13 @@ class Options:
         clean: Delete the weights when the record is written.
         rerun: Set a finished record aside and start afresh.
         any_environment: Resume a checkpoint that was written under other versions or threads.
-        branch: The git branch on which a run counts as `main`.
+        branch: The git branch on which a run counts as `main`; the variable PEFTLAB_BRANCH names another.
     """
 
     clean: bool = False
     rerun: bool = False
     any_environment: bool = False
-    branch: str = "main"
+    branch: str = os.environ.get("PEFTLAB_BRANCH", "main")
 
 
 def run(spec: RunSpec, store: RunStore | None = None, options: Options | None = None) -> Record:
@@ -126,7 +138,7 @@ def _train(
     started = time.perf_counter()
     yield Stage(text=f"preparing {spec.method} on {spec.model.id}")
     base = base or scoring.load_base(spec)
-    _same_model(slot, base)
+    scoring.same_model(slot, base.facts)
     built = models.adapt(base, spec)
     token_rows, facts = _token_rows(built, rows, spec)
     stream = Stream(token_rows, spec.batch, spec.seed)
@@ -136,9 +148,10 @@ def _train(
         slot.folder / "checkpoints", built, stream, state, any_environment=options.any_environment
     )
     notes += _dropped_keys(built)
-    if spec.train.evaluate == "all" and rows.test:
+    scored = {"all": rows.test, "valid": rows.valid, "none": ()}[spec.train.evaluate]
+    if scored:
         yield Stage(text="trying the longest evaluation batch")
-        evaluation.rehearse(built, rows.test, spec, rows.shots)
+        evaluation.rehearse(built, scored, spec, rows.shots)
     slot.truncate_curve(state.step)
     slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
     slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
@@ -297,16 +310,6 @@ def _same_rows(slot: Slot, rows: data.Rows) -> None:
         )
 
 
-def _same_model(slot: Slot, base: models.Base) -> None:
-    before = slot.get("model")
-    if before is not None and before.get("revision") != base.facts.get("revision"):
-        raise UserError(
-            f"this run began with revision {before.get('revision')} of its model, now it is "
-            f"{base.facts.get('revision')}",
-            fix="pin model.revision, or start again with --rerun",
-        )
-
-
 # --------------------------------------------------------------------------------------------- evaluating what exists
 
 
@@ -322,7 +325,7 @@ def evaluate(
 
     Args:
         reference: A record's path, a unique key prefix, an experiment (all its finished runs), or a model reference
-            (`package:...`, `./folder`, or a hub id together with `task`).
+            (`package:...`, `hub:org/name`, or a folder with a config.json), which needs `task`.
         store: Where the records lie.
         task: Another task; None: the run's own.
         checkpoint: `best`, `last`, or a step whose weights were kept; None: all that `run` would have evaluated.
@@ -331,25 +334,33 @@ def evaluate(
     Raises:
         UserError: No such run, weights that were cleaned, or a setting that would change the training.
     """
-    try:
-        records = store.find(reference)
-    except UserError as error:
-        is_model = reference.startswith("package:") or (Path(reference).expanduser() / "config.json").is_file()
-        if task is None and not is_model:
-            raise
-        if not reference.startswith(("package:", "./", "/", "~", "../")) and reference.count("/") != 1:
-            raise
+    model = _named_model(reference)
+    if model is not None:
         if task is None:
-            raise UserError(f"which task should '{reference}' be scored on?", fix="add --task NAME") from error
-        yield from _evaluate_bare(specs.bare(reference, task=task, overrides=overrides), store)
+            raise UserError(f"which task should '{reference}' be scored on?", fix="add --task NAME")
+        yield from _evaluate_bare(specs.bare(model, task=task, overrides=overrides), store)
         return
+    records = store.find(reference)
     for record in records:
         own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
         changed = specs.with_evaluation(own, task=task, overrides=overrides or {})
         yield from _evaluate_again(record, own, changed, store, checkpoint)
 
 
+def _named_model(reference: str) -> str | None:
+    """The model that a reference names: `package:...`, `hub:org/name`, or a folder that holds a model."""
+    if references.is_package(reference):
+        return reference
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:")
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if (path / "config.json").is_file() else None
+
+
 def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
+    reason = scoring.no_start(spec)
+    if reason is not None:
+        raise UserError(f"a bare model cannot be scored on '{spec.task.name}': {reason}", fix="train it first")
     wanted = [Wanted(what="task", part="test", role="base", step=None)]
     found = store.base_evaluation(wanted[0].key(spec, ""))
     if found is not None:
@@ -376,12 +387,20 @@ def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore
             rows = data.load(spec)
             if spec.task == own.task:
                 _same_rows(slot, rows)
+            else:
+                data.refuse_overlap(spec, rows, own)
             yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
             asked = [one for one in absent if one.step is not None]
             yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
-        completed = assemble(spec if spec.task == own.task else own, slot, store, extra=[(spec, one) for one in wanted])
+        completed = assemble(_as_asked(own, spec, checkpoint), slot, store, extra=[(spec, one) for one in wanted])
         slot.complete(completed)
         yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)
+
+
+def _as_asked(own: RunSpec, spec: RunSpec, checkpoint: str | None) -> RunSpec:
+    """The config that the completed record shows: the run's own, evaluated whole when that is what was asked."""
+    whole = own.model_copy(update={"train": own.train.model_copy(update={"evaluate": "all"})})
+    return whole if checkpoint is None and spec == whole else own
 
 
 def _asked_for(spec: RunSpec, slot: Slot, trained: Mapping[str, Any], checkpoint: str | None) -> list[Wanted]:

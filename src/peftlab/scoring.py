@@ -125,7 +125,19 @@ def score_trained(
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
             loaded = (one.step, models.load_trained(slot.spec, weights_folder(slot, one.step)))
+            if slot.spec.adapter is not None:
+                same_model(slot, loaded[1].facts)
         yield from score(slot, spec, run_key, one, rows, loaded[1])
+
+
+def same_model(slot: Slot, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with another revision of an unpinned model than the run began with."""
+    before = slot.get("model")
+    if before is not None and before.get("revision") != facts.get("revision"):
+        raise UserError(
+            f"this run began with revision {before.get('revision')} of its model, now it is {facts.get('revision')}",
+            fix="pin model.revision, or start again with --rerun",
+        )
 
 
 def load_base(spec: RunSpec) -> models.Base:
@@ -178,7 +190,7 @@ def score(
         num_items=len(scored.items),
         grader=_grader(spec) if wanted.what == "task" else None,
         baselines=scored.baselines,
-        settings=_settings(spec),
+        settings={**_settings(spec), "loaded_revision": built.facts.get("revision")},
         partial=partial,
         seconds=time.perf_counter() - started,
         num_tokens=scored.num_tokens,

@@ -123,6 +123,11 @@ class Slot:
         return self._progress.num_parts
 
     @property
+    def created_at(self) -> str:
+        """When the run was first begun."""
+        return self._progress.run.created_at
+
+    @property
     def category(self) -> Category:
         """`test` as soon as one part of the run was: it is never relabelled."""
         return self._progress.run.category

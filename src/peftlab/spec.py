@@ -168,6 +168,16 @@ class RunSpec(Settings):
     generation: GenerationSettings = setting(...)
     data: DataSettings = setting(...)
 
+    @model_validator(mode="after")
+    def _fits_task(self) -> RunSpec:
+        if self.train.eval_steps is not None and self.task.valid is None:
+            raise ValueError(f"train.eval_steps is set, but task '{self.task.name}' has no validation rows")
+        if self.generation.chat_template and self.task.kind != "generate":
+            raise ValueError(f"generation.chat_template is set, but task '{self.task.name}' generates nothing")
+        if self.generation.few_shot and self.task.kind == "classify":
+            raise ValueError(f"generation.few_shot is set, but task '{self.task.name}' shows no prompt")
+        return self
+
     # ------------------------------------------------------------------------------------------------- identity
 
     @property
@@ -306,11 +316,21 @@ def load(
     groups = {
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
+    _refuse_model_code(plain["model"], overrides or {}, where)
     resolved_task = _with_rows(load_task(top["task"]), groups["data"])
     names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0)}
     parts = {"folder": str(folder), "task": resolved_task, "adapter": adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
+
+
+def _refuse_model_code(model: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    """A received folder must not be able to run code: only the user's own words allow it."""
+    if model.get("trust_remote_code") and not overrides.get("model.trust_remote_code"):
+        raise UserError(
+            f"{where}: the file asks to run code that comes with the model (model.trust_remote_code)",
+            fix="if you trust that code, say so yourself on the command line: model.trust_remote_code=true",
+        )
 
 
 def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
@@ -340,6 +360,7 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     plain["train"]["evaluate"] = "all"
     for key, value in overrides.items():
         group, dot, name = key.partition(".")
+        _refuse_rows(key, spec.task)
         if not dot:
             _refuse_top_level(key)
         field = GROUPS[group].model_fields.get(name) if group in GROUPS else None
@@ -359,7 +380,17 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     if task is not None:
         given = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("generation.")}
         groups["generation"] = _task_limits(groups["generation"], given, resolved)
-    return spec.model_copy(update={**groups, "task": resolved})
+    fields = {name: getattr(spec, name) for name in RunSpec.model_fields}
+    return validated(RunSpec, {**fields, **groups, "task": resolved}, where="command line")
+
+
+def _refuse_rows(key: str, task: Task) -> None:
+    """Drawing other test rows from the rows that were trained on would score what was learnt by heart."""
+    shared = task.train is not None and task.test is not None and task.train.pool == task.test.pool
+    if key in ("data.train_rows", "data.valid_rows") or (key == "data.test_rows" and shared):
+        raise UserError(
+            f"{key} decides which rows the run was trained on, which is done", fix="run it with that setting instead"
+        )
 
 
 def _refuse_top_level(key: str) -> None:

@@ -156,9 +156,7 @@ class Task(Settings):
         for name, needs in (("prompt", "a column"), ("target", "{choice}" if self.choices else "a column")):
             used = template_fields(getattr(self, name))
             if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
-                raise ValueError(
-                    f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row"
-                )
+                raise ValueError(f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row")
         if not self.metrics:
             raise ValueError("'metrics' must name at least one metric")
         return self

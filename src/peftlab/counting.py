@@ -90,7 +90,7 @@ def load_config(settings: ModelSettings) -> Any:
     offline = references.local_path(settings.id, settings.revision) is None
     try:
         return AutoConfig.from_pretrained(
-            name, revision=revision, local_files_only=offline, trust_remote_code=settings.trust_remote_code
+            name, revision=revision, local_files_only=offline, trust_remote_code=models.trusted(settings)
         )
     except (OSError, ValueError) as error:
         if shipped.is_file():

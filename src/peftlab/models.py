@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
@@ -25,13 +26,26 @@ from peftlab import randomness, references
 from peftlab.atomic import write_error
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
-from peftlab.protocols import Method, find, names
+from peftlab.protocols import Method, find, is_named_by_user, names
+from peftlab.slot import ran_out_of_memory
 from peftlab.spec import ADAPTER_FILE, BOOKKEEPING, ModelSettings, RunSpec, method_name
 
 transformers_logging.disable_progress_bar()
 
 Kind = Literal["causal", "classify"]
 TASK_TYPES: Mapping[str, str] = {"causal": "CAUSAL_LM", "classify": "SEQ_CLS"}
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What the libraries raise for a folder that is no model; none has one type for it."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -122,9 +136,23 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """
     name, revision = source_of(settings)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted(settings))
+    except _LOADING_ERRORS as error:
         raise _cannot_load("tokenizer", settings, error) from error
+
+
+def trusted(settings: ModelSettings) -> bool:
+    """Whether code that comes with the weights runs: the config asks for it, and the user named this model.
+
+    Raises:
+        UserError: The config asks, and the user did not name it.
+    """
+    if settings.trust_remote_code and not is_named_by_user(settings.id):
+        raise UserError(
+            f"model.trust_remote_code: the config asks to run code that comes with '{settings.id}'",
+            fix=f"if you trust it, allow it yourself: --plugins {settings.id}",
+        )
+    return settings.trust_remote_code
 
 
 def load(
@@ -151,15 +179,22 @@ def load(
     loader = AutoModelForSequenceClassification if kind == "classify" else AutoModelForCausalLM
     try:
         with randomness.seeded(seed, "adapter", "head"):
-            model = loader.from_pretrained(
+            model, loading = loader.from_pretrained(
                 name,
                 revision=revision,
                 dtype=_DTYPES[settings.dtype],
-                trust_remote_code=settings.trust_remote_code,
+                trust_remote_code=trusted(settings),
+                output_loading_info=True,
                 **extra,
             )
-    except (OSError, ValueError, ImportError) as error:
+    except _LOADING_ERRORS as error:
+        if ran_out_of_memory(error):
+            raise
         raise _cannot_load("model", settings, error) from error
+    if kind == "causal" and loading["missing_keys"]:
+        absent = sorted(loading["missing_keys"])
+        reason = f"{len(absent)} of its tensors are not in the weights, the first is {absent[0]}"
+        raise _cannot_load("model", settings, ValueError(f"{reason}; is it no model that writes text?"))
     facts = {
         "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
         "pinned": settings.revision is not None or references.local_path(settings.id, None) is not None,
@@ -202,6 +237,8 @@ def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserEr
     fix = "check the id and revision; offline, use a local folder or a package: reference"
     if references.is_local(settings.id):
         fix = "give a folder with config.json, tokenizer files and safetensors weights"
+    if "trust_remote_code" in reason:
+        fix = f"if you trust the code: model.trust_remote_code=true --plugins {settings.id}"
     if "attn_implementation" in reason:
         fix = "set model.attn_implementation to sdpa, eager or null"
     return UserError(f"cannot load the {what} of model.id '{settings.id}': {reason}", fix=fix)

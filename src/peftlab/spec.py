@@ -48,7 +48,9 @@ class ModelSettings(Settings):
     autocast_adapter_dtype: bool = setting(True, "keep half-precision adapter weights in float32")
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     compile: bool = setting(False, "torch.compile the model (dynamic shapes)")
-    trust_remote_code: bool = setting(False, "run model code that comes with the weights")
+    trust_remote_code: bool = setting(
+        False, "run code that comes with the weights; the user allows it with --plugins ID"
+    )
 
 
 class OptimSettings(Settings):

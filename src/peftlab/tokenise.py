@@ -100,15 +100,23 @@ def chat_prompt(text: str, tokenizer: Any) -> Ids:
     """The ids of a user's turn in the tokenizer's own chat template, up to where the model's answer begins.
 
     Raises:
-        UserError: The tokenizer has no chat template.
+        UserError: The tokenizer has no chat template, or one that cannot be used.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise UserError(
             "generation.chat_template: this model's tokenizer has no chat template",
             fix="set generation.chat_template=false, or use a model made for chats",
         )
     turns = [{"role": "user", "content": text}]
-    return tuple(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    try:
+        return tuple(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    except TemplateError as error:
+        raise UserError(
+            f"generation.chat_template: the template of this model's tokenizer fails: {error}",
+            fix="set generation.chat_template=false, or mend the template beside the model",
+        ) from error
 
 
 # -------------------------------------------------------------------------------------------------- tokenizers

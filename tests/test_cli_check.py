@@ -15,6 +15,7 @@ from cli_material import PARAMETERS, TASK, experiment, working_folder
 from peftlab import spec
 from peftlab.cli import catalogue, main
 from peftlab.errors import UserError
+from peftlab.groups import GROUPS
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_list_settings_names_every_field(capsys: pytest.CaptureFixture[str]) -> 
     assert main(["list", "settings"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = {line.split()[0] for line in lines}
-    for group, model in spec.GROUPS.items():
+    for group, model in GROUPS.items():
         for name, field in model.model_fields.items():
             assert f"{group}.{name}" in names
             assert any((field.description or "") in line for line in lines)

@@ -11,8 +11,8 @@ import torch
 
 import toy
 from peftlab import data, evaluation, generation, models, randomness, spec, tokenise
+from peftlab.groups import GenerationSettings
 from peftlab.protocols import Completion, Example, Prompt, find
-from peftlab.spec import GenerationSettings
 
 PROMPT_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},

@@ -401,10 +401,10 @@ def test_the_longest_batch_is_tried_before_step_one(tmp_path: Path, monkeypatch:
 
 def test_divergence_is_recorded_as_failed(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, optim={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
-    with pytest.raises(UserError, match="the loss became"):
+    with pytest.raises(UserError, match="became"):
         run(folder, tmp_path / "results")
     [record] = RunStore(tmp_path / "results").records()
-    assert record.status == "failed" and "the loss became" in (record.error or "")
+    assert record.status == "failed" and "became" in (record.error or "")
 
 
 def test_a_second_folder_with_the_same_identity_is_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

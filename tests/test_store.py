@@ -277,7 +277,8 @@ def test_endings(store: RunStore, run: RunSpec, error: BaseException, status: st
         raise error
     (record,) = store.records()
     assert (record.status, record.curve) == (status, {"step": [1], "loss": [2.0]})
-    assert record.error is not None and record.error.startswith(type(error).__name__)
+    named = "closed before" if isinstance(error, GeneratorExit) else type(error).__name__
+    assert record.error is not None and record.error.startswith(named)
     assert [found.key for found in record.evaluations] == ["e" * 16]
     assert store.path_of(record) == store.places.cancelled / f"{run.stem}.json" and store.path_of(record).is_file()
     assert status_of(error) == status

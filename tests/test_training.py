@@ -17,8 +17,9 @@ from peftlab import bookkeeping, data, models, optim, spec, tokenise, training
 from peftlab.batching import IGNORE, Batch, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
+from peftlab.groups import BatchSettings, OptimSettings
 from peftlab.loss import from_logits
-from peftlab.spec import BatchSettings, OptimSettings, RunSpec
+from peftlab.spec import RunSpec
 from peftlab.tokenise import TokenRow
 
 

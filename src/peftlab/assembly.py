@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftlab import data, measure, scoring
+from peftlab.errors import UserError
 from peftlab.record import Cost, Evaluation, Record
 from peftlab.scoring import Wanted
 from peftlab.spec import RunSpec
@@ -28,6 +29,7 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
     known = {found.key for found in evaluations}
     evaluations += [found for key, found in slot.evaluations().items() if key not in known]
     own = {one.key(spec, slot.spec.train_key) for one in wanted}
+    _same_items(evaluations, own)
     rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
     curve = slot.curve()
     return Record(
@@ -55,6 +57,23 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
             "adapter_sha256": slot.get("adapter")["sha256"],
         },
     )
+
+
+def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
+    """The starting model and the trained one were scored on the same items, or there is no "before"."""
+    items = {
+        (found.what, found.part): found.items for found in evaluations if found.key in own and found.role != "base"
+    }
+    for found in evaluations:
+        if (
+            found.key in own
+            and found.role == "base"
+            and items.get((found.what, found.part), found.items) != found.items
+        ):
+            raise UserError(
+                f"the starting model was scored on other {found.part} rows of '{found.task}' than this run",
+                fix=f"pin the data set's revision, and move the stored evaluation {found.folder} away",
+            )
 
 
 def _order(evaluation: Evaluation, own: set[str]) -> tuple[int, int, bool, str]:

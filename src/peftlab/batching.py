@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from peftlab import seeds
-from peftlab.spec import BatchSettings
+from peftlab.groups import BatchSettings
 from peftlab.tokenise import TokenRow
 
 IGNORE = -100

@@ -81,7 +81,15 @@ def write_back(built: Built, tensors: Mapping[str, torch.Tensor], attributes: Ma
     owners = dict(_owners(built))
     for path, value in attributes.items():
         owner, _, attribute = path.rpartition("/")
-        setattr(owners[owner], attribute, value)
+        setattr(owners[owner], attribute, _on(value, built.device))
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _on(item, device) for key, item in value.items()}
+    return [_on(item, device) for item in value] if isinstance(value, list) else value
 
 
 def checksum(tensor: torch.Tensor) -> int:

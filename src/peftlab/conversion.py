@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def _convert(path: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
         dequantised = AutoModelForCausalLM.from_pretrained(parent, gguf_file=name, dtype=torch.float32)
-    except (ValueError, KeyError) as error:
+    except (ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error) as error:
         raise UserError(f"{path} cannot be read as a GGUF model: {error}", fix="choose another file") from error
     fresh = _fresh(dequantised)
     temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))

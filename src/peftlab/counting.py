@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from peftlab import models, references
 from peftlab.errors import UserError
+from peftlab.groups import ModelSettings
 from peftlab.models import Base, Built, adapt, kind_of
-from peftlab.spec import ModelSettings, RunSpec
+from peftlab.spec import RunSpec
 
 SHAPES_FOLDER = Path(__file__).parent / "shapes"
 
@@ -90,12 +91,14 @@ def load_config(settings: ModelSettings) -> Any:
     offline = references.local_path(settings.id, settings.revision) is None
     try:
         return AutoConfig.from_pretrained(
-            name, revision=revision, local_files_only=offline, trust_remote_code=models.trusted(settings)
+            name, revision=revision, local_files_only=offline, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except models.LOADING_ERRORS as error:
         if shipped.is_file():
             plain = json.loads(shipped.read_text(encoding="utf-8"))
             return AutoConfig.for_model(plain.pop("model_type"), **plain)
+        if not offline:
+            raise models.cannot_load("config", settings, error) from error
         raise UserError(
             f"no config of '{settings.id}' in the cache, a package or among the shipped shapes",
             fix="download the model once, or check with --no-model",

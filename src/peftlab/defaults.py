@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftlab.errors import UserError, unknown_name
-from peftlab.spec import BOOKKEEPING, ModelSettings
+from peftlab.groups import ModelSettings
+from peftlab.spec import BOOKKEEPING
 
 ALL_LINEAR = "all-linear"
 

@@ -279,7 +279,8 @@ def _classify(
     for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
         logits, _ = _forward(built, [rows[index] for index in indices])
         for index, values in zip(indices, logits.float().tolist(), strict=True):
-            found[index] = Prediction(index=int(np.argmax(values)), scores=tuple(values))
+            known = not np.isnan(values).any()  # argmax would call a diverged model class 0
+            found[index] = Prediction(index=int(np.argmax(values)) if known else None, scores=tuple(values))
         yield Progress(done=len(found), total=len(rows))
     return [found[index] for index in range(len(rows))]
 

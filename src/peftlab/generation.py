@@ -10,9 +10,9 @@ from itertools import groupby
 from typing import Any
 
 from peftlab import randomness
+from peftlab.groups import GenerationSettings
 from peftlab.models import Built
 from peftlab.protocols import Completion, Prompt, Session
-from peftlab.spec import GenerationSettings
 
 
 def limit(prompt_length: int, settings: GenerationSettings) -> int:

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 PACKAGES = ("peftlab", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
-RESUME_PACKAGES = ("torch", "transformers", "peft")
+RESUME_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 """Versions that a resume checks: another version of these may compute other bytes."""
 
 

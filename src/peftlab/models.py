@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import pickle
 import shutil
+import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,15 +28,16 @@ from peftlab import randomness, references
 from peftlab.atomic import write_error
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
-from peftlab.protocols import Method, find, is_named_by_user, names
+from peftlab.groups import ModelSettings
+from peftlab.protocols import Method, find, names
 from peftlab.slot import ran_out_of_memory
-from peftlab.spec import ADAPTER_FILE, BOOKKEEPING, ModelSettings, RunSpec, method_name
+from peftlab.spec import ADAPTER_FILE, BOOKKEEPING, RunSpec, method_name
 
 transformers_logging.disable_progress_bar()
 
 Kind = Literal["causal", "classify"]
 TASK_TYPES: Mapping[str, str] = {"causal": "CAUSAL_LM", "classify": "SEQ_CLS"}
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     OSError,
     ValueError,
     ImportError,
@@ -42,6 +45,9 @@ _LOADING_ERRORS = (
     TypeError,
     LookupError,
     AttributeError,
+    EOFError,
+    struct.error,
+    pickle.UnpicklingError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -66,7 +72,7 @@ class Built:
 
     Attributes:
         base_names: Names (in `model`) of the parameters that were there before the adapter.
-        equal_lengths: Batches for generation must not be padded: the method drops position ids.
+        equal_lengths: Batches for generation must not be padded: the method drops position ids, or the model has none.
         trims_logits: The model's forward takes `logits_to_keep`.
     """
 
@@ -136,23 +142,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """
     name, revision = source_of(settings)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trusted(settings))
-    except _LOADING_ERRORS as error:
-        raise _cannot_load("tokenizer", settings, error) from error
-
-
-def trusted(settings: ModelSettings) -> bool:
-    """Whether code that comes with the weights runs: the config asks for it, and the user named this model.
-
-    Raises:
-        UserError: The config asks, and the user did not name it.
-    """
-    if settings.trust_remote_code and not is_named_by_user(settings.id):
-        raise UserError(
-            f"model.trust_remote_code: the config asks to run code that comes with '{settings.id}'",
-            fix=f"if you trust it, allow it yourself: --plugins {settings.id}",
-        )
-    return settings.trust_remote_code
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=settings.trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise cannot_load("tokenizer", settings, error) from error
 
 
 def load(
@@ -183,25 +175,27 @@ def load(
                 name,
                 revision=revision,
                 dtype=_DTYPES[settings.dtype],
-                trust_remote_code=trusted(settings),
+                trust_remote_code=settings.trust_remote_code,
+                use_safetensors=True,
                 output_loading_info=True,
                 **extra,
             )
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         if ran_out_of_memory(error):
             raise
-        raise _cannot_load("model", settings, error) from error
+        raise cannot_load("model", settings, error) from error
     if kind == "causal" and loading["missing_keys"]:
         absent = sorted(loading["missing_keys"])
         reason = f"{len(absent)} of its tensors are not in the weights, the first is {absent[0]}"
-        raise _cannot_load("model", settings, ValueError(f"{reason}; is it no model that writes text?"))
+        raise cannot_load("model", settings, ValueError(f"{reason}; is it no model that writes text?"))
     facts = {
         "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
         "pinned": settings.revision is not None or references.local_path(settings.id, None) is not None,
         **_prepare(model, tokenizer, kind),
     }
     model.to(default_device())
-    return Base(model=model, tokenizer=tokenizer, kind=kind, stop_ids=_stop_ids(model, tokenizer), facts=facts)
+    stop_ids = _stop_ids(model, tokenizer, None if weights is None else source_of(settings))
+    return Base(model=model, tokenizer=tokenizer, kind=kind, stop_ids=stop_ids, facts=facts)
 
 
 def _prepare(model: Any, tokenizer: Any, kind: Kind) -> dict[str, Any]:
@@ -214,17 +208,25 @@ def _prepare(model: Any, tokenizer: Any, kind: Kind) -> dict[str, Any]:
             for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
                 if layer is not None:
                     layer.weight[rows:] = layer.weight[:rows].mean(dim=0)
-    if kind == "classify" and model.config.pad_token_id is None:
+    if kind == "classify":  # heads of decoders look for the last token before the padding by this id
         model.config.pad_token_id = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
     return facts
 
 
-def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end an answer. The model's other generation defaults (sampling, penalties) are dropped on purpose."""
+def _stop_ids(model: Any, tokenizer: Any, declared: tuple[str, str | None] | None) -> tuple[int, ...]:
+    """Ids that end an answer. The model's other generation defaults (sampling, penalties) are dropped on purpose.
+
+    For weights that we saved, they are those of the `declared` model: ours are saved without generation defaults.
+    """
     ids: set[int] = set()
     generation = getattr(model, "generation_config", None)
+    if declared is not None and generation is not None:
+        try:
+            generation = GenerationConfig.from_pretrained(declared[0], revision=declared[1])
+        except OSError:
+            generation = GenerationConfig.from_model_config(model.config)
     for source in (getattr(generation, "eos_token_id", None), tokenizer.eos_token_id):
         ids.update(source if isinstance(source, list) else [source] if source is not None else [])
     if generation is not None:
@@ -232,13 +234,14 @@ def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserError:
+def cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserError:
+    """What a library says of a model that it cannot load, with the fix that fits its words."""
     reason = " ".join(str(error).split())[:400] or type(error).__name__
     fix = "check the id and revision; offline, use a local folder or a package: reference"
     if references.is_local(settings.id):
         fix = "give a folder with config.json, tokenizer files and safetensors weights"
     if "trust_remote_code" in reason:
-        fix = f"if you trust the code: model.trust_remote_code=true --plugins {settings.id}"
+        fix = "if you trust that code, say so on the command line: model.trust_remote_code=true"
     if "attn_implementation" in reason:
         fix = "set model.attn_implementation to sdpa, eager or null"
     return UserError(f"cannot load the {what} of model.id '{settings.id}': {reason}", fix=fix)
@@ -331,6 +334,8 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
                         base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                     )
             except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+                if ran_out_of_memory(error):
+                    raise
                 raise _refused(error, base.model, config, where) from error
     if spec.model.gradient_checkpointing:
         with _quiet_peft():
@@ -349,6 +354,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
 def _built(
     base: Base, model: Any, config: Any, method: Method, base_names: frozenset[str], facts: Mapping[str, Any]
 ) -> Built:
+    inputs = set(inspect.signature(base.model.forward).parameters)
     return Built(
         model=model,
         tokenizer=base.tokenizer,
@@ -357,8 +363,8 @@ def _built(
         method=method,
         adapter=config,
         base_names=base_names,
-        equal_lengths=bool(config is not None and config.is_prompt_learning),
-        trims_logits="logits_to_keep" in inspect.signature(base.model.forward).parameters,
+        equal_lengths=bool(config is not None and config.is_prompt_learning) or "position_ids" not in inputs,
+        trims_logits="logits_to_keep" in inputs,
         facts=facts,
     )
 
@@ -458,7 +464,9 @@ def load_trained(spec: RunSpec, folder: Path) -> Built:
                 model = peft.PeftModel.from_pretrained(
                     base.model, str(folder), autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                 )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except LOADING_ERRORS as error:
+        if ran_out_of_memory(error):
+            raise
         raise UserError(f"cannot load the saved adapter in {folder}: {error}", fix="run again with --rerun") from error
     config = None if method.load is not None else model.peft_config["default"]
     return _built(base, model, config, method, frozenset(), base.facts)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from peftlab.errors import UserError, unknown_name
-from peftlab.spec import OptimSettings
+from peftlab.groups import OptimSettings
 
 _NEEDS_CLOSURE = {"LBFGS"}
 _NEEDS_SPARSE = {"SparseAdam"}
@@ -42,6 +42,8 @@ def build(parameters: dict[str, torch.nn.Parameter], settings: OptimSettings) ->
     optimizer_class = getattr(torch.optim, settings.optimizer)
     arguments: dict[str, Any] = {"lr": settings.learning_rate, **settings.optimizer_kwargs}
     accepted = inspect.signature(optimizer_class).parameters
+    if settings.weight_decay and "weight_decay" in settings.optimizer_kwargs:
+        raise UserError("weight_decay stands in optim and in optim.optimizer_kwargs", fix="give it once")
     if "weight_decay" in accepted and "weight_decay" not in settings.optimizer_kwargs:
         arguments["weight_decay"] = settings.weight_decay
     elif settings.weight_decay and "weight_decay" not in accepted:

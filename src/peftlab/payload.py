@@ -197,6 +197,8 @@ def settle(places: Places, payload: Path, record: Record) -> Path:
     write_atomic(record_beside(target), to_json(record))
     (places.cancelled / f"{payload.name}.json").unlink(missing_ok=True)
     (target / PENDING).unlink(missing_ok=True)
+    with suppress(OSError):
+        places.cancelled.rmdir()  # stays when it holds anything
     return target
 
 

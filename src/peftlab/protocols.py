@@ -188,15 +188,11 @@ def find(kind: str, name: str, *, where: str = "") -> Any:
     return importlib.import_module(f"peftlab.{kind}.{name}").PLUGIN
 
 
-def is_named_by_user(name: str) -> bool:
-    """Whether the user, and not a config, allowed code of this package (or of this model) to run."""
-    return name in {part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(",") if part.strip()}
-
-
 def _outside(kind: str, name: str, place: str) -> Any:
     module_name, _, attribute = name.partition(":")
     package = module_name.split(".")[0]
-    if not is_named_by_user(package):
+    allowed = {part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(",") if part.strip()}
+    if package not in allowed:
         raise UserError(
             f"{place}the config names code outside peftlab: '{name}'",
             fix=f"if you trust the package, allow it yourself: --plugins {package}",

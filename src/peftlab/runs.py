@@ -84,17 +84,27 @@ def events(spec: RunSpec, store: RunStore, options: Options | None = None) -> Ev
 def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Mapping[str, Any]) -> Events:
     key = spec.train_key
     trained = slot.get("trained")
-    if trained is not None and not _missing(spec, store, slot, trained) and slot.finished is not None:
-        if options.clean:
-            slot.clean()
+    if slot.finished is not None and trained is None and not _asks_for_more(spec, slot.finished):
         yield Finished(record=slot.finished, path=str(store.path_of(slot.finished)), reused=True)
         return
+    if trained is not None and not _missing(spec, store, slot, trained) and slot.finished is not None:
+        record = assemble(spec, slot, store)  # in the order of this spec: another may have been asked for since
+        record = slot.finished if record == slot.finished else slot.complete(record)
+        if options.clean:
+            slot.clean()
+        yield Finished(record=record, path=str(store.path_of(record)), reused=True)
+        return
+    if trained is None and slot.finished is not None:
+        raise UserError(
+            f"the record of {spec.stem} is there, but not its folder, so nothing can be added to it",
+            fix="restore the folder, ask with the settings that it was evaluated with, or start again with --rerun",
+        )
     if trained is None:
         preflight.check(spec)
     started = time.perf_counter()
     yield Stage(text=f"reading the rows of {spec.task.name}")
     rows = data.load(spec)
-    _same_rows(slot, rows)
+    _same_rows(slot, rows, spec)
     if slot.finished is None:
         slot.part_seconds("data", time.perf_counter() - started)
     if trained is None:
@@ -104,6 +114,7 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
         yield from _train(spec, rows, slot, base, options, git)
         del base
     absent = _missing(spec, store, slot, slot.get("trained"))
+    scoring.require_weights(spec, slot, absent, key)
     yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
     yield from scoring.score_trained(spec, slot, rows, [one for one in absent if one.step is not None], key)
     record = assemble(spec, slot, store)
@@ -111,6 +122,13 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     if options.clean:
         slot.clean()
     yield Finished(record=record, path=str(store.path_of(record)), reused=False)
+
+
+def _asks_for_more(spec: RunSpec, record: Record) -> bool:
+    """Whether a record without its folder lacks an evaluation that the spec asks for."""
+    wanted = scoring.wanted_evaluations(spec, step=record.training["step"], role=record.training["role"])
+    have = {found.key for found in record.evaluations}
+    return any(one.what == "task" and one.key(spec, record.key) not in have for one in wanted)
 
 
 def _missing(spec: RunSpec, store: RunStore, slot: Slot, trained: Mapping[str, Any]) -> list[Wanted]:
@@ -152,10 +170,14 @@ def _train(
     if scored:
         yield Stage(text="trying the longest evaluation batch")
         evaluation.rehearse(built, scored, spec, rows.shots)
+    repeated = sum(row["seconds"] for row in slot.curve() if row["step"] > state.step)
     slot.truncate_curve(state.step)
+    slot.drop_validations(state.step)
     slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
     slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
     slot.part_seconds("setup", time.perf_counter() - started)
+    if repeated:
+        slot.part_seconds("repeated", repeated)
     unknown_peak = measure.reset_peak_memory()
     yield Started(
         stem=spec.stem, folder=str(slot.folder), step=state.step, max_steps=spec.train.max_steps, notes=tuple(notes)
@@ -300,12 +322,14 @@ def _copy_weights(source: Path, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ same run, same input
 
 
-def _same_rows(slot: Slot, rows: data.Rows) -> None:
+def _same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
+    """Refuse to go on with other training rows (or, where they steer, validation rows) than the run began with."""
     before = slot.get("fingerprints")
-    if before is not None and dict(before) != dict(rows.fingerprints):
-        parts = sorted(part for part in rows.fingerprints if before.get(part) != rows.fingerprints[part])
+    parts = ("train", "valid") if spec.train.steered else ("train",)
+    changed = [part for part in parts if before is not None and before.get(part) != rows.fingerprints.get(part)]
+    if changed:
         raise UserError(
-            f"this run began with other rows: {', '.join(parts)} changed since",
+            f"this run began with other rows: {', '.join(changed)} changed since",
             fix="pin the data set's revision in the task file, or start again with --rerun",
         )
 
@@ -341,9 +365,12 @@ def evaluate(
         yield from _evaluate_bare(specs.bare(model, task=task, overrides=overrides), store)
         return
     records = store.find(reference)
+    asked = dict(overrides or {})
     for record in records:
         own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
-        changed = specs.with_evaluation(own, task=task, overrides=overrides or {})
+        specs.refuse_model_code(own.model.model_dump(), asked, str(store.path_of(record)))
+        rest = {key: value for key, value in asked.items() if key != "model.trust_remote_code"}
+        changed = specs.with_evaluation(own, task=task, overrides=rest)
         yield from _evaluate_again(record, own, changed, store, checkpoint)
 
 
@@ -383,10 +410,11 @@ def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore
         wanted = _asked_for(spec, slot, trained, checkpoint)
         absent = scoring.missing(spec, store, slot, wanted, own.train_key)
         if absent:
+            scoring.require_weights(spec, slot, absent, own.train_key)
             yield Stage(text=f"reading the rows of {spec.task.name}")
             rows = data.load(spec)
             if spec.task == own.task:
-                _same_rows(slot, rows)
+                _same_rows(slot, rows, own)
             else:
                 data.refuse_overlap(spec, rows, own)
             yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
@@ -425,7 +453,9 @@ def _named_step(slot: Slot, spec: RunSpec, trained: Mapping[str, Any], checkpoin
         return int(trained["last_step"])
     if checkpoint == "best":
         validated_steps = [
-            found for found in slot.evaluations().values() if found.part == "valid" and found.role == "step"
+            found
+            for found in slot.evaluations().values()
+            if found.part == "valid" and found.role == "step" and found.task == spec.task.name
         ]
         if not validated_steps:
             raise UserError("no validation was made, so there is no best checkpoint", fix="name a step, or 'last'")

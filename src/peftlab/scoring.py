@@ -7,7 +7,7 @@ per model, task and settings, shared by all runs that start from it.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,12 @@ from typing import Any, Literal
 import torch
 
 from peftlab import checkpoint, data, evaluation, models
+from peftlab.digest import folder_digest
 from peftlab.errors import UserError
+from peftlab.evaluation import Scored
 from peftlab.events import Evaluated, Event, Stage
-from peftlab.record import Evaluation
+from peftlab.protocols import Example, Prediction, find
+from peftlab.record import Evaluation, loads
 from peftlab.spec import RunSpec
 from peftlab.store import BaseSlot, RunStore, Slot
 from peftlab.task import Part
@@ -58,8 +61,7 @@ def wanted_evaluations(spec: RunSpec, *, step: int, role: Role, snapshots: tuple
     if spec.train.evaluate == "none":
         return []
     whole = spec.train.evaluate == "all"
-    parts: list[Part] = ["test"] if whole else ["valid"]
-    parts = [part for part in parts if getattr(spec.task, part) is not None]
+    parts: list[Part] = ["test"] if whole and spec.task.test is not None else []
     text = whole and spec.data.forgetting is not None and spec.task.kind != "classify"
     wanted: list[Wanted] = []
     if no_start(spec) is None:
@@ -94,9 +96,31 @@ def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], ru
     for one in wanted:
         key = one.key(spec, run_key)
         stored = store.base_evaluation(key) if one.step is None else have.get(key)
-        if stored is None and not (one.what == "text" and isinstance(text, str)):
+        current = stored is not None and (one.what == "text" or _graded_as(spec, stored))
+        if not current and not (one.what == "text" and isinstance(text, str)):
             result.append(one)
     return result
+
+
+def _graded_as(spec: RunSpec, stored: Evaluation) -> bool:
+    """Whether a stored evaluation has the grades that the task asks for now: grader, version, modes and directions."""
+    directions = {name: metric.direction for name, metric in stored.metrics.items()}
+    asked = {name: spec.task.metrics.get(name, "higher") for name in directions}
+    return stored.grader == _grader(spec) and directions == asked and next(iter(directions)) == spec.task.primary_metric
+
+
+def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: Sequence[Example]) -> Scored | None:
+    """The grades of stored predictions under the task's present grader; None when they must be made anew."""
+    file = folder / "samples.jsonl"
+    if stored is None or not file.is_file():
+        return None
+    samples = [loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+    if [sample["item"] for sample in samples] != [example.item for example in examples]:
+        return None
+    plain: list[dict[str, Any]] = [
+        {name: tuple(v) if isinstance(v, list) else v for name, v in s["prediction"].items()} for s in samples
+    ]
+    return evaluation.grade(spec.task, examples, [Prediction(**one) for one in plain])
 
 
 def score_start(
@@ -104,13 +128,19 @@ def score_start(
 ) -> Generator[Event, None, models.Base | None]:
     """Score the bare model where that is wanted; returns the base if it had to be loaded."""
     for one in wanted:
-        if base is None:
-            yield Stage(text=f"loading {spec.model.id}")
-            base = load_base(spec)
         name = spec.task.name if one.what == "task" else str(spec.data.forgetting)
         with store.base_slot(one.key(spec, ""), name) as slot:
-            if slot.evaluation is None:
-                yield from score(slot, spec, "", one, rows, models.bare(base))
+            stored = slot.evaluation
+            if stored is not None and (one.what == "text" or _graded_as(spec, stored)):
+                continue
+            again = _regraded(stored, slot.folder, spec, getattr(rows, one.part)) if one.what == "task" else None
+            if stored is not None and again is not None:
+                yield from _store(slot, spec, one, stored, again)
+                continue
+            if base is None:
+                yield Stage(text=f"loading {spec.model.id}")
+                base = load_base(spec)
+            yield from score(slot, spec, "", one, rows, models.bare(base))
     return base
 
 
@@ -121,6 +151,12 @@ def score_trained(
     loaded: tuple[int, models.Built] | None = None
     for one in wanted:
         assert one.step is not None
+        stored = slot.evaluations().get(one.key(spec, run_key))
+        if stored is not None and one.what == "task":
+            again = _regraded(stored, slot.folder / str(stored.folder), spec, getattr(rows, one.part))
+            if again is not None:
+                yield from _store(slot, spec, one, stored, again)
+                continue
         if loaded is None or loaded[0] != one.step:
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
@@ -140,9 +176,36 @@ def same_model(slot: Slot, facts: Mapping[str, Any]) -> None:
         )
 
 
+def _untouched(slot: Slot, step: int) -> None:
+    """Refuse weights that are not those which the training wrote."""
+    written = slot.get("adapter")
+    if (
+        step == slot.get("trained")["step"]
+        and folder_digest(slot.folder / "adapter", (".safetensors",)) != written["sha256"]
+    ):
+        raise UserError(
+            f"the weights in {slot.folder / 'adapter'} are not those that the training wrote",
+            fix="restore them, or run again with --rerun",
+        )
+
+
 def load_base(spec: RunSpec) -> models.Base:
     """The base model of a run, with the head its task needs."""
     return models.load(spec.model, models.kind_of(spec), labels=spec.task.labels, seed=spec.seed)
+
+
+def require_weights(spec: RunSpec, slot: Slot, wanted: list[Wanted], run_key: str) -> None:
+    """Look before anything is computed whether the weights that are to be scored are there.
+
+    What is stored already is at most graded again, which needs none.
+
+    Raises:
+        UserError: They were cleaned, altered, or not kept.
+    """
+    stored = slot.evaluations()
+    for one in wanted:
+        if one.step is not None and one.key(spec, run_key) not in stored:
+            weights_folder(slot, one.step)
 
 
 def weights_folder(slot: Slot, step: int) -> Path:
@@ -153,7 +216,12 @@ def weights_folder(slot: Slot, step: int) -> Path:
     """
     trained = slot.get("trained") or {}
     if step == trained.get("step"):
-        return slot.folder / "adapter"
+        folder = slot.folder / "adapter"
+        if not folder.is_dir():
+            fix = "they were cleaned; run the experiment again with --rerun"
+            raise UserError(f"no saved weights at {folder}", fix=fix)
+        _untouched(slot, step)
+        return folder
     folder = slot.folder / "snapshots" / checkpoint.name(step)
     if not folder.is_dir():
         raise UserError(
@@ -161,6 +229,15 @@ def weights_folder(slot: Slot, step: int) -> Path:
             fix="they are kept at each eval_steps with load_best_model_at_end=true, or with evaluate=none or valid",
         )
     return folder
+
+
+def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluation, again: Scored) -> Scoring:
+    """Put new grades in the place of old ones; the predictions stay."""
+    changes = {"metrics": again.metrics, "grader": _grader(spec), "baselines": again.baselines, "notes": again.notes}
+    found = stored.model_copy(update=changes)
+    kept = slot.add(found, samples=again.samples, items=again.items, outcomes=again.outcomes)
+    yield Evaluated(evaluation=kept)
+    return kept
 
 
 def score(
@@ -204,8 +281,6 @@ def score(
 
 
 def _grader(spec: RunSpec) -> dict[str, Any]:
-    from peftlab.protocols import find
-
     return {**spec.task.grader.model_dump(mode="json"), "version": find("graders", spec.task.grader.name).version}
 
 

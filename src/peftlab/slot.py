@@ -90,6 +90,20 @@ class Slot:
         self.close()
         write_atomic(self.folder / CURVE, "".join(dumps(row, indent=None) + "\n" for row in rows))
 
+    def drop_validations(self, step: int) -> None:
+        """Drop evaluations and weights of steps after `step`: they belong to a part that is trained again."""
+        for found in read_evaluations(self.folder):
+            if (
+                found.role == "step"
+                and found.checkpoint != "base"
+                and found.checkpoint > step
+                and found.folder is not None
+            ):
+                discard(self.folder / found.folder)
+        for kept in (self.folder / "snapshots").glob("step-*"):
+            if int(kept.name.removeprefix("step-")) > step:
+                discard(kept)
+
     def curve(self) -> list[dict[str, Any]]:
         """The rows of the step log."""
         return read_curve(self.folder)

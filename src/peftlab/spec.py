@@ -9,13 +9,22 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from peftlab import references
 from peftlab.digest import digest
 from peftlab.errors import UserError, nearest
+from peftlab.groups import (
+    GROUPS,
+    BatchSettings,
+    DataSettings,
+    GenerationSettings,
+    ModelSettings,
+    OptimSettings,
+    TrainSettings,
+)
 from peftlab.settings import Settings, declared, read_json, setting, validated
 from peftlab.task import Part, Task
 from peftlab.task import load as load_task
@@ -33,126 +42,6 @@ BOOKKEEPING = ("peft_version", "auto_mapping", "base_model_name_or_path", "revis
 
 _LISTED = "peftlab list settings names every setting with its type, default and meaning"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
-
-
-class ModelSettings(Settings):
-    """Which base model, and in what arithmetic."""
-
-    id: str = setting(
-        ..., "hub id, local folder (./...), or package:<module>/<file or folder> for one inside a package"
-    )
-    revision: str | None = setting(None, "commit of a hub model, or version of the package")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the base weights")
-    attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2, ...; null: the library's choice")
-    matmul_precision: Literal["highest", "high", "medium"] = setting("highest", "of float32 matrix products")
-    autocast_adapter_dtype: bool = setting(True, "keep half-precision adapter weights in float32")
-    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    compile: bool = setting(False, "torch.compile the model (dynamic shapes)")
-    trust_remote_code: bool = setting(
-        False, "run code that comes with the weights; the user allows it with --plugins ID"
-    )
-
-
-class OptimSettings(Settings):
-    """Optimizer and schedule."""
-
-    optimizer: str = setting("AdamW", "class of torch.optim")
-    learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
-    optimizer_kwargs: dict[str, Any] = setting({}, "further arguments of the optimizer")
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = setting("cosine", "schedule after the warm-up")
-    warmup_steps: int | float = setting(0.1, "steps; a float below 1 is a share of max_steps", ge=0)
-    max_grad_norm: float = setting(1.0, "clip the gradient norm; 0 disables", ge=0)
-
-    @field_validator("warmup_steps")
-    @classmethod
-    def _ratio(cls, value: int | float) -> int | float:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError("a float is a share of max_steps and must be below 1; give whole steps as an integer")
-        return value
-
-
-class BatchSettings(Settings):
-    """How rows become batches."""
-
-    per_device_train_batch_size: int = setting(4, "rows per forward pass", gt=0)
-    gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step", gt=0)
-    per_device_eval_batch_size: int = setting(50, "rows per evaluation batch", key="eval", gt=0)
-    order: Literal["bucketed", "shuffled", "file"] = setting(
-        "bucketed", "seeded shuffle with or without length buckets"
-    )
-    bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
-
-
-class TrainSettings(Settings):
-    """The budget, and what happens along the way."""
-
-    max_steps: int = setting(1000, "optimizer steps", gt=0)
-    eval_steps: int | None = setting(None, "validate every so many steps; null: not during training", gt=0)
-    save_steps: int = setting(50, "checkpoint every so many steps", key="none", gt=0)
-    save_total_limit: int = setting(2, "checkpoints kept for resuming", key="none", gt=0)
-    evaluate: Literal["none", "valid", "all"] = setting("all", "which evaluations `run` makes", key="none")
-    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast during training (AMP)")
-    load_best_model_at_end: bool = setting(False, "keep the checkpoint with the best validation metric")
-    metric_for_best_model: str | None = setting(None, "null: the task's primary metric")
-    early_stopping_patience: int | None = setting(None, "stop after so many validations without a gain", gt=0)
-
-    @model_validator(mode="after")
-    def _possible(self) -> TrainSettings:
-        if self.eval_steps is not None and self.eval_steps > self.max_steps:
-            raise ValueError(f"eval_steps ({self.eval_steps}) is larger than max_steps ({self.max_steps})")
-        if self.steered and self.eval_steps is None:
-            raise ValueError("load_best_model_at_end and early_stopping_patience need eval_steps")
-        if self.steered and self.evaluate == "none":
-            raise ValueError("load_best_model_at_end and early_stopping_patience need evaluate: valid or all")
-        return self
-
-    @property
-    def steered(self) -> bool:
-        """Whether validation scores decide which weights are kept."""
-        return self.load_best_model_at_end or self.early_stopping_patience is not None
-
-
-class GenerationSettings(Settings):
-    """How answers are generated."""
-
-    engine: str = setting("hf", "engine plug-in", key="eval")
-    max_new_tokens: int = setting(256, "limit per answer; the task may name its own", key="eval", gt=0)
-    max_length: int | None = setting(None, "limit on prompt + answer tokens, per row", key="eval", gt=0)
-    do_sample: bool = setting(False, "sample instead of greedy decoding", key="eval")
-    temperature: float = setting(1.0, "of sampling", key="eval", gt=0)
-    top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
-    top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
-    num_beams: int = setting(1, "beams", key="eval", gt=0)
-    stop: tuple[str, ...] = setting(
-        (), "strings that end an answer; the task may name its own", key="eval", strict=False
-    )
-    few_shot: int = setting(0, "worked examples from the training rows in every prompt", key="eval", ge=0)
-    chat_template: bool = setting(False, "wrap prompts in the tokenizer's chat template", key="eval")
-
-
-class DataSettings(Settings):
-    """Rows, truncation and the loss mask."""
-
-    max_length: int = setting(768, "tokens per training row; longer rows are cut and counted", gt=1)
-    loss_mask: Literal["answer", "everything"] = setting("answer", "tokens that the loss is taken on")
-    eos_weight: float = setting(1.0, "weight of the end-of-sequence token in the loss", ge=0)
-    data_seed: int = setting(0, "which rows are drawn, and which few-shot examples")
-    train_rows: int | float | None = setting(None, "draw this many (or this share) of the training rows", key="none")
-    valid_rows: int | float | None = setting(None, "the same for validation", key="none")
-    test_rows: int | float | None = setting(None, "the same for the test", key="none")
-    allow_overlap: float | None = setting(None, "share of test items allowed in training; null: the task's", key="none")
-    forgetting: str | None = setting("wikitext2", "held-out general text; null: not measured", key="eval")
-
-
-GROUPS: Mapping[str, type[Settings]] = {
-    "model": ModelSettings,
-    "optim": OptimSettings,
-    "batch": BatchSettings,
-    "train": TrainSettings,
-    "generation": GenerationSettings,
-    "data": DataSettings,
-}
 
 
 class RunSpec(Settings):
@@ -204,6 +93,7 @@ class RunSpec(Settings):
             identity["steering"] = {
                 "evaluation": self._evaluation("valid"),
                 "grader": self.task.grader.model_dump(mode="json"),
+                "metrics": list(self.task.metrics.items()),
             }
         return identity
 
@@ -234,7 +124,8 @@ class RunSpec(Settings):
         if self.task.kind != "generate":
             identity["max_length"] = self.data.max_length
         if self.generation.few_shot:
-            identity["shots"] = {"count": self.generation.few_shot, "task": self.task.identity()}
+            others = {part: source.identity() for part in ("valid", "test") if (source := getattr(self.task, part))}
+            identity["shots"] = {"count": self.generation.few_shot, "task": self.task.identity(), **others}
         if self.generation.do_sample:
             identity["seed"] = self.seed
         return identity
@@ -318,7 +209,7 @@ def load(
     groups = {
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
-    _refuse_model_code(plain["model"], overrides or {}, where)
+    refuse_model_code(plain["model"], overrides or {}, where)
     resolved_task = _with_rows(load_task(top["task"]), groups["data"])
     names = {"experiment": _experiment_name(folder), "seed": top.get("seed", 0)}
     parts = {"folder": str(folder), "task": resolved_task, "adapter": adapter}
@@ -326,8 +217,12 @@ def load(
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
 
 
-def _refuse_model_code(model: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
-    """A received folder must not be able to run code: only the user's own words allow it."""
+def refuse_model_code(model: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    """A received folder or record must not be able to run code: only the user's own words allow it.
+
+    Raises:
+        UserError: The file asks for it, the overrides do not.
+    """
     if model.get("trust_remote_code") and not overrides.get("model.trust_remote_code"):
         raise UserError(
             f"{where}: the file asks to run code that comes with the model (model.trust_remote_code)",
@@ -360,6 +255,10 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     """
     plain = {name: getattr(spec, name).model_dump(mode="json") for name in GROUPS}
     plain["train"]["evaluate"] = "all"
+    if task is not None:  # another task has its own limits and rows
+        defaults = GenerationSettings()
+        plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
+        plain["data"].update(train_rows=None, valid_rows=None, test_rows=None)
     for key, value in overrides.items():
         group, dot, name = key.partition(".")
         _refuse_rows(key, spec.task)

@@ -157,6 +157,8 @@ class Task(Settings):
             used = template_fields(getattr(self, name))
             if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
                 raise ValueError(f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row")
+        if "" in self.stop:
+            raise ValueError("'stop' holds an empty string, which would end every answer at once")
         if not self.metrics:
             raise ValueError("'metrics' must name at least one metric")
         return self
@@ -187,6 +189,7 @@ class Task(Settings):
         claimed = {name: other.identity() for name, other in before.items() if other and other.pool == source.pool}
         fields = {name: value for name, value in declared(self, "eval").items() if name not in PARTS}
         return {
+            "name": self.name,
             "part": part,
             "source": source.identity() if source else None,
             **({"claimed": claimed} if claimed else {}),

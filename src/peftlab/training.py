@@ -82,11 +82,16 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
         if state.step == 1:
             _check_gradients(parameters)
         norm = _update(parameters, spec, state)
+        if not math.isfinite(norm) and not state.scaler.is_enabled():
+            raise Diverged(
+                f"the gradient norm became {norm} at step {state.step}",
+                fix="lower optim.learning_rate or use float32",
+            )
         after_step(built.model, state.step)
         state.optimizer.zero_grad(set_to_none=True)
         yield Step(
             step=state.step,
-            loss=sums.loss,
+            loss=sums.loss if sums.label_tokens else math.nan,
             method_loss=sums.method_loss if state.own_objective else None,
             learning_rate=rate,
             grad_norm=norm,

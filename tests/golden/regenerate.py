@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toy
 from peftlab import measure, runs, spec
+from peftlab.groups import GROUPS
 from peftlab.record import to_json
-from peftlab.spec import GROUPS, RunSpec
+from peftlab.spec import RunSpec
 from peftlab.store import RunStore
 
 FOLDER = Path(__file__).resolve().parent

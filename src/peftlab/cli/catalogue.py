@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from peftlab import protocols, spec, task
 from peftlab.errors import UserError, unknown_name
+from peftlab.groups import GROUPS
 from peftlab.settings import Settings, read_yaml
 
 _FACTS = Path(__file__).parents[1] / "methods" / "facts.yaml"
@@ -122,7 +123,7 @@ def _origin(name: str, peft_type: str | None, own: set[str]) -> str:
 def settings() -> list[SettingFacts]:
     """Every setting that a command line or training_params.json may name, groups in the order of the files."""
     top = [_setting("", spec.RunSpec, name) for name in ("task", "seed")]
-    groups = [_setting(f"{group}.", model, name) for group, model in spec.GROUPS.items() for name in model.model_fields]
+    groups = [_setting(f"{group}.", model, name) for group, model in GROUPS.items() for name in model.model_fields]
     return [*top, *groups]
 
 

@@ -20,6 +20,8 @@ def _open(source: Any) -> Session:
 def _generate(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> list[Completion]:
     """Generate one batch. Pads on the left; positions follow the attention mask."""
     width = max(len(prompt.token_ids) for prompt in prompts)
+    padded = any(len(prompt.token_ids) < width for prompt in prompts)
+    assert not (padded and built.equal_lengths), "padding on the left would shift this model's positions"
     pad_id = options["pad_id"]
     input_ids = torch.full((len(prompts), width), pad_id)
     attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)

@@ -30,6 +30,8 @@ def num_characters(choice: str) -> int:
 
 
 def _chosen(prediction: Prediction, example: Example, mode: str) -> int | None:
+    if prediction.finish == "prompt_too_long":  # a choice did not fit: none is chosen
+        return None
     if not prediction.scores:
         if mode == "acc_norm":
             raise UserError(

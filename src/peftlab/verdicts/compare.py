@@ -145,7 +145,7 @@ def _table(
     sign = 1 if direction == "higher" else -1
     reader = Reader(metric, folder_of)
     arms = sorted(reader.arms(rows), key=lambda arm: _rank(arm.score.mean, sign))
-    _read_bases(reader, task, part, metric, extra)
+    _read_bases(reader, task, part, metric, rows, extra)
     bases = sorted(reader.bases.values(), key=lambda base: _rank(base.score.mean, sign))
     bars = {base.model: base for base in reversed(bases)}
     pairs = _adjusted(_pairs(arms, bars), arms, sign)
@@ -164,10 +164,15 @@ def _table(
     )
 
 
-def _read_bases(reader: Reader, task: str, part: str, metric: str, extra: Sequence[BareModel]) -> None:
+def _read_bases(
+    reader: Reader, task: str, part: str, metric: str, rows: Sequence[Scored], extra: Sequence[BareModel]
+) -> None:
     """Bare models on these rows, under every mode of the grader: the best of all is what an arm has to beat."""
+    items = {evaluation.items for _, evaluation in rows}
     for one in extra:
         evaluation = one.evaluation
+        if evaluation.items not in items:  # another draw of test rows is another bar
+            continue
         same_rows = (evaluation.what, evaluation.task, evaluation.part) == ("task", task, part)
         if same_rows and metric in evaluation.metrics:
             for name in evaluation.metrics:

@@ -1,0 +1,138 @@
+"""The groups of settings of a run: every setting with its type, default, meaning and key. Resolves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from peftlab.settings import Settings, setting
+
+
+class ModelSettings(Settings):
+    """Which base model, and in what arithmetic."""
+
+    id: str = setting(
+        ..., "hub id, local folder (./...), or package:<module>/<file or folder> for one inside a package"
+    )
+    revision: str | None = setting(None, "commit of a hub model, or version of the package")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "precision of the base weights")
+    attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2, ...; null: the library's choice")
+    matmul_precision: Literal["highest", "high", "medium"] = setting("highest", "of float32 matrix products")
+    autocast_adapter_dtype: bool = setting(True, "keep half-precision adapter weights in float32")
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    compile: bool = setting(False, "torch.compile the model (dynamic shapes)")
+    trust_remote_code: bool = setting(False, "run model code that comes with the weights")
+
+
+class OptimSettings(Settings):
+    """Optimizer and schedule."""
+
+    optimizer: str = setting("AdamW", "class of torch.optim")
+    learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
+    optimizer_kwargs: dict[str, Any] = setting({}, "further arguments of the optimizer")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = setting("cosine", "schedule after the warm-up")
+    warmup_steps: int | float = setting(0.1, "steps; a float below 1 is a share of max_steps", ge=0)
+    max_grad_norm: float = setting(1.0, "clip the gradient norm; 0 disables", ge=0)
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _ratio(cls, value: int | float) -> int | float:
+        if isinstance(value, float) and value >= 1:
+            raise ValueError("a float is a share of max_steps and must be below 1; give whole steps as an integer")
+        return value
+
+
+class BatchSettings(Settings):
+    """How rows become batches."""
+
+    per_device_train_batch_size: int = setting(4, "rows per forward pass", gt=0)
+    gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step", gt=0)
+    per_device_eval_batch_size: int = setting(50, "rows per evaluation batch", key="eval", gt=0)
+    order: Literal["bucketed", "shuffled", "file"] = setting(
+        "bucketed", "seeded shuffle with or without length buckets"
+    )
+    bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
+
+
+class TrainSettings(Settings):
+    """The budget, and what happens along the way."""
+
+    max_steps: int = setting(1000, "optimizer steps", gt=0)
+    eval_steps: int | None = setting(None, "validate every so many steps; null: not during training", gt=0)
+    save_steps: int = setting(50, "checkpoint every so many steps", key="none", gt=0)
+    save_total_limit: int = setting(2, "checkpoints kept for resuming", key="none", gt=0)
+    evaluate: Literal["none", "valid", "all"] = setting("all", "which evaluations `run` makes", key="none")
+    mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast during training (AMP)")
+    load_best_model_at_end: bool = setting(False, "keep the checkpoint with the best validation metric")
+    metric_for_best_model: str | None = setting(None, "null: the task's primary metric")
+    early_stopping_patience: int | None = setting(None, "stop after so many validations without a gain", gt=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainSettings:
+        if self.eval_steps is not None and self.eval_steps > self.max_steps:
+            raise ValueError(f"eval_steps ({self.eval_steps}) is larger than max_steps ({self.max_steps})")
+        if self.steered and self.eval_steps is None:
+            raise ValueError("load_best_model_at_end and early_stopping_patience need eval_steps")
+        if self.evaluate == "valid" and self.eval_steps is None:
+            raise ValueError("evaluate: valid scores the validation rows at each eval_steps, which is not set")
+        if self.steered and self.evaluate == "none":
+            raise ValueError("load_best_model_at_end and early_stopping_patience need evaluate: valid or all")
+        return self
+
+    @property
+    def steered(self) -> bool:
+        """Whether validation scores decide which weights are kept."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+
+class GenerationSettings(Settings):
+    """How answers are generated."""
+
+    engine: str = setting("hf", "engine plug-in", key="eval")
+    max_new_tokens: int = setting(256, "limit per answer; the task may name its own", key="eval", gt=0)
+    max_length: int | None = setting(None, "limit on prompt + answer tokens, per row", key="eval", gt=0)
+    do_sample: bool = setting(False, "sample instead of greedy decoding", key="eval")
+    temperature: float = setting(1.0, "of sampling", key="eval", gt=0)
+    top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
+    top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
+    num_beams: int = setting(1, "beams", key="eval", gt=0)
+    stop: tuple[str, ...] = setting(
+        (), "strings that end an answer; the task may name its own", key="eval", strict=False
+    )
+    few_shot: int = setting(0, "worked examples from the training rows in every prompt", key="eval", ge=0)
+    chat_template: bool = setting(False, "wrap prompts in the tokenizer's chat template", key="eval")
+
+    @model_validator(mode="after")
+    def _possible(self) -> GenerationSettings:
+        if not self.do_sample and (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0):
+            raise ValueError("temperature, top_p and top_k change nothing without do_sample=true")
+        if "" in self.stop:
+            raise ValueError("'stop' holds an empty string, which would end every answer at once")
+        return self
+
+
+class DataSettings(Settings):
+    """Rows, truncation and the loss mask."""
+
+    max_length: int = setting(768, "tokens per training row; longer rows are cut and counted", gt=1)
+    loss_mask: Literal["answer", "everything"] = setting("answer", "tokens that the loss is taken on")
+    eos_weight: float = setting(1.0, "weight of the end-of-sequence token in the loss", ge=0)
+    data_seed: int = setting(0, "which rows are drawn, and which few-shot examples")
+    train_rows: int | float | None = setting(None, "draw this many (or this share) of the training rows", key="none")
+    valid_rows: int | float | None = setting(None, "the same for validation", key="none")
+    test_rows: int | float | None = setting(None, "the same for the test", key="none")
+    allow_overlap: float | None = setting(None, "share of test items allowed in training; null: the task's", key="none")
+    forgetting: str | None = setting("wikitext2", "held-out general text; null: not measured", key="eval")
+
+
+GROUPS: Mapping[str, type[Settings]] = {
+    "model": ModelSettings,
+    "optim": OptimSettings,
+    "batch": BatchSettings,
+    "train": TrainSettings,
+    "generation": GenerationSettings,
+    "data": DataSettings,
+}

@@ -356,6 +356,7 @@ def _continued(run: Record, previous: Record | None, *, category: Category) -> R
 def _of_key(path: Path, record: Record, key: str) -> Record:
     if record.key != key:
         raise UserError(f"{path} is named after the run {key} but holds {record.key}", fix="move it away")
+    safe_name(record.stem)
     return record
 
 

@@ -418,7 +418,7 @@ def test_the_forgetting_text_is_wikitext(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "sizes"), [("arithmetic", (3930, 50, 150)), ("gsm_symbolic", (7472, 50, 1000))])
+@pytest.mark.parametrize(("name", "sizes"), [("arithmetic", (3672, 48, 145)), ("gsm_symbolic", (7472, 50, 1000))])
 def test_generated_tasks(name: str, sizes: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym")
     monkeypatch.undo()

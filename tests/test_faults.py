@@ -103,15 +103,16 @@ REFUSED = (
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("moment", "error", "says"),
     [
-        (RuntimeError(REFUSED), "you tried to allocate 99 bytes"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
-        (MemoryError(), "out of memory"),
+        ("step 1", RuntimeError(REFUSED), "you tried to allocate 99 bytes"),
+        ("step 1", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "Tried to allocate 2 GiB"),
+        ("step 1", RuntimeError("std::bad_alloc"), "std::bad_alloc"),
+        ("step 1", MemoryError(), "out of memory"),
+        ("trying the longest batch", RuntimeError(REFUSED), "you tried to allocate 99 bytes"),
     ],
-    ids=["CPU allocator", "GPU allocator", "Python"],
+    ids=["CPU allocator", "GPU allocator", "C++", "Python", "longest batch"],
 )
-@pytest.mark.parametrize("moment", ["step 1", "trying the longest batch"])
 def test_out_of_memory(
     place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException, says: str
 ) -> None:
@@ -137,15 +138,15 @@ def test_another_runtime_error_keeps_its_traceback_and_is_no_lack_of_memory(
 
 
 def test_memory_that_the_kernel_refuses(place: Place, server: Server) -> None:
-    """A batch of 4000 rows in a process that may not have the room for it."""
-    task = toy.write_task(place.root / "task", train=4000, test=4)
+    """A batch of 1000 rows in a process that may not have the room for it."""
+    task = toy.write_task(place.root / "task", train=1000, test=4)
     folder = place.experiment(
         task=task,
-        batch={"per_device_train_batch_size": 4000},
-        train={"evaluate": "none"},
+        batch={"per_device_train_batch_size": 1000},
+        train={"evaluate": "none", "max_steps": 1},
         data={"allow_overlap": 1.0},
     )
-    process = server.start(place.root, "run", folder, memory_megabytes=150)
+    process = server.start(place.root, "run", folder, memory_megabytes=60)
     code, text = server.wait(process), words_of(place.root, process)
     assert code == 2 and "error: out of memory" in text and "Traceback" not in text, text
     assert "per_device_train_batch_size" in text

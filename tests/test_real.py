@@ -126,7 +126,7 @@ def test_a_step_equals_a_plain_one_written_out(tmp_path: Path) -> None:
 def test_the_demos_questions_are_distinct_and_not_in_training() -> None:
     rows = data.load(load("lora/smollm2-135m-r16", task="arithmetic"))
     test = [example.prompt for example in rows.test]
-    assert len(test) == 150 and len(set(test)) == 150
+    assert len(test) == 145 and len(set(test)) == 145
     seen = {example.prompt for example in (*rows.train, *rows.valid)}
     assert not seen & set(test)
     assert rows.facts  # the removals are recorded
@@ -139,7 +139,10 @@ def _run(resolved: spec.RunSpec, root: Path) -> Record:
 @needs_data
 @needs_minilm
 def test_mrpc_with_lora_beats_the_majority_class(tmp_path: Path) -> None:
-    record = _run(load("lora/minilm-r16", train__max_steps=150), tmp_path)
+    record = _run(
+        load("lora/minilm-r16", train__max_steps=120, batch__per_device_train_batch_size=8, data__max_length=96),
+        tmp_path,
+    )
     found = record.evaluation("last")
     assert found is not None and found.num_items == 1725 and not found.partial
     metric = found.metrics["acc"]
@@ -153,11 +156,11 @@ def test_mrpc_with_lora_beats_the_majority_class(tmp_path: Path) -> None:
 def test_openbookqa_by_likelihood_gives_a_score(tmp_path: Path) -> None:
     """The bare model, on real choices: better than a guess, with both normalisations."""
     store = RunStore(tmp_path / "results")
-    overrides = {"model.revision": "0.1.2", "data.test_rows": 100, "batch.per_device_eval_batch_size": 32}
+    overrides = {"model.revision": "0.1.2", "data.test_rows": 60, "batch.per_device_eval_batch_size": 32}
     reference = load("lora/smollm2-135m-r16", task="arithmetic").model.id
     list(runs.evaluate(reference, store, task="openbookqa", overrides=overrides))
     [(found, _)] = store.base_evaluations()
-    assert set(found.metrics) == {"acc", "acc_norm"} and found.num_items == 100
+    assert set(found.metrics) == {"acc", "acc_norm"} and found.num_items == 60
     assert 0.1 < found.metrics["acc"].mean < 0.6
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _MAX_ERROR_CHARACTERS = 2000
-_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator: can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
 class Slot:

@@ -96,6 +96,9 @@ def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     if cost.unknown:
         lines["not known"] = "\n".join(f"{name}: {reason}" for name, reason in cost.unknown.items())
     lines["record"] = str(store.path_of(record))
+    if record.category == "test" and record.status == "finished":
+        folder = record.spec.get("folder") or record.experiment
+        lines["category test"] = f"not run on the main branch of a git work tree; there: peftlab run {folder} --rerun"
     return lines
 
 

@@ -182,9 +182,14 @@ def _assemble(*args: Any, **more: Any) -> Any:
 
 
 def _serve() -> None:
+    import signal
+
     import torch
 
     import fork_runner
+
+    # a shell that starts jobs in the background makes them deaf to Ctrl-C; here it is what is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     torch.set_num_threads(1)
     fork_runner._warm_up()

@@ -123,6 +123,8 @@ def test_twenty_steps_equal_transformers_trainer(tmp_path: Path, case: str) -> N
 def test_accumulation_does_not_change_the_result(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, adapter={**toy.LORA, "lora_dropout": 0.0}, train={"max_steps": 12})
     whole = losses(train(folder, **{"batch.per_device_train_batch_size": 8})[0])
+    half = losses(train(folder, **{"batch.gradient_accumulation_steps": 2})[0])
+    assert half == pytest.approx(whole, rel=1e-5)  # 4 x 2 equals 8 x 1
     cut = losses(train(folder, **{"batch.per_device_train_batch_size": 2, "batch.gradient_accumulation_steps": 4})[0])
     assert cut == pytest.approx(whole, rel=1e-5)
 

@@ -122,12 +122,12 @@ def _warm_up() -> None:
     import tempfile
 
     import toy
-    from peftlab import evaluation, models, runs, spec  # noqa: F401
+    from peftlab import evaluation, models, runs, spec, weights  # noqa: F401
 
     with tempfile.TemporaryDirectory() as root:
         resolved = spec.load(toy.write_experiment(Path(root)))
         built = models.adapt(models.load(resolved.model, "causal"), resolved)
-        models.save(built, Path(root) / "saved")
+        weights.save(built, Path(root) / "saved")
         evaluation.rehearse(built, [], resolved, [])
 
 

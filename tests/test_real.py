@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab import data, evaluation, models, references, runs, spec, tokenise, training
+from peftlab import data, evaluating, evaluation, models, references, runs, spec, tokenise, training
 from peftlab.batching import Stream, collate
 from peftlab.record import Record
 from peftlab.store import RunStore
@@ -158,7 +158,7 @@ def test_openbookqa_by_likelihood_gives_a_score(tmp_path: Path) -> None:
     store = RunStore(tmp_path / "results")
     overrides = {"model.revision": "0.1.2", "data.test_rows": 60, "batch.per_device_eval_batch_size": 32}
     reference = load("lora/smollm2-135m-r16", task="arithmetic").model.id
-    list(runs.evaluate(reference, store, task="openbookqa", overrides=overrides))
+    list(evaluating.evaluate(reference, store, task="openbookqa", overrides=overrides))
     [(found, _)] = store.base_evaluations()
     assert set(found.metrics) == {"acc", "acc_norm"} and found.num_items == 60
     assert 0.1 < found.metrics["acc"].mean < 0.6

@@ -10,7 +10,7 @@ import pytest
 
 import toy
 from comparing import outcome, record_file, without_times
-from peftlab import checkpoint, data, evaluation, models, runs, spec, training
+from peftlab import checkpoint, data, evaluating, evaluation, models, runs, spec, training, weights
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished, Saved, Stage, Started, Step
 from peftlab.record import Record
@@ -26,7 +26,9 @@ def run(
 
 
 def evaluate(reference: str, results: Path, **more: Any) -> Record:
-    found = [event for event in runs.evaluate(reference, RunStore(results), **more) if isinstance(event, Finished)]
+    found = [
+        event for event in evaluating.evaluate(reference, RunStore(results), **more) if isinstance(event, Finished)
+    ]
     return found[-1].record
 
 
@@ -264,7 +266,7 @@ def test_a_bare_model_is_scored_once_and_shared(tmp_path: Path, monkeypatch: pyt
     overrides = {"batch.per_device_eval_batch_size": 5}
     monkeypatch.setattr(evaluation, "score", trains_nothing)
     found = list(
-        runs.evaluate(
+        evaluating.evaluate(
             resolved.model.id,
             RunStore(tmp_path / "results"),
             task=str(folder.parents[2] / "task-generate/toy.yaml"),
@@ -279,7 +281,7 @@ def test_what_is_scored_is_the_adapter_as_saved(tmp_path: Path, monkeypatch: pyt
     """A save that loses the weights shows in the score, not only in the file."""
     folder = toy.write_experiment(tmp_path, optim={"learning_rate": 0.3})
     honest = run(folder, tmp_path / "honest")
-    original = models.save
+    original = weights.save
 
     def lossy(built: models.Built, target: Path) -> None:
         kept = {name: parameter.detach().clone() for name, parameter in built.trainable().items()}
@@ -289,7 +291,7 @@ def test_what_is_scored_is_the_adapter_as_saved(tmp_path: Path, monkeypatch: pyt
         for name, parameter in built.trainable().items():
             parameter.data.copy_(kept[name])
 
-    monkeypatch.setattr(models, "save", lossy)
+    monkeypatch.setattr(weights, "save", lossy)
     lost = run(folder, tmp_path / "lost")
     samples = [_samples(tmp_path / name, record, "last") for name, record in (("honest", honest), ("lost", lost))]
     assert samples[0] != samples[1]
@@ -511,7 +513,7 @@ def test_a_classifier_trains_and_saves_its_head(tmp_path: Path) -> None:
         assert "new classification head" in record.before_reason
         found = record.evaluation("last")
         assert found is not None and "baseline_majority_class" in found.baselines
-        built = models.load_trained(spec.load(folder), RunStore(root / "results").folder_of(record) / "adapter")
+        built = weights.load_trained(spec.load(folder), RunStore(root / "results").folder_of(record) / "adapter")
         fresh = models.load(spec.load(folder).model, "classify", labels=("even", "odd"))
         trained = {
             name: value for name, value in built.model.state_dict().items() if "classifier" in name or "score" in name

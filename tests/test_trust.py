@@ -11,7 +11,7 @@ import torch
 
 import toy
 from comparing import outcome
-from peftlab import evaluation, models, runs, spec, training
+from peftlab import evaluating, evaluation, models, runs, spec, training, weights
 from peftlab.batching import Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Finished, Saved, Step
@@ -80,7 +80,7 @@ def test_full_fine_tuning_stops_where_its_base_stops(tmp_path: Path) -> None:
     record = runs.run(resolved, RunStore(tmp_path / "results"))
     saved = RunStore(tmp_path / "results").folder_of(record) / "adapter"
     assert models.load(resolved.model, "causal").stop_ids == (1, 20)
-    assert models.load_trained(resolved, saved).stop_ids == (1, 20)
+    assert weights.load_trained(resolved, saved).stop_ids == (1, 20)
 
 
 # ---------------------------------------------------------------------------------------------------- stale grades
@@ -109,7 +109,7 @@ def test_another_task_with_the_same_rows_does_not_take_the_place_of_the_own(tmp_
     own = Path(json.loads((folder / "training_params.json").read_text())["task"])
     other = own.with_name("other.yaml")
     other.write_text(own.read_text())
-    list(runs.evaluate(record.key, RunStore(tmp_path / "results"), task=str(other)))
+    list(evaluating.evaluate(record.key, RunStore(tmp_path / "results"), task=str(other)))
     final = run(folder, tmp_path / "results", train__evaluate="all")
     assert {found.task for found in final.evaluations if found.role == "last"} == {"toy", "other"}
 
@@ -157,11 +157,11 @@ def test_a_run_is_not_scored_on_rows_it_was_trained_on(tmp_path: Path) -> None:
     record = run(folder, tmp_path / "results")
     store = RunStore(tmp_path / "results")
     with pytest.raises(UserError, match=r"data.test_rows"):
-        list(runs.evaluate(record.key, store, overrides={"data.test_rows": 30}))
+        list(evaluating.evaluate(record.key, store, overrides={"data.test_rows": 30}))
     other = toy.write_task(tmp_path / "other")
     other.write_text(json.dumps(json.loads(other.read_text()) | {"train": None, "valid": None, "test": source}))
     with pytest.raises(UserError, match=r"stand in the rows that this run was"):
-        list(runs.evaluate(record.key, store, task=str(other)))
+        list(evaluating.evaluate(record.key, store, task=str(other)))
 
 
 # ------------------------------------------------------------------------------------------------- what is on disk
@@ -210,7 +210,7 @@ def test_less_evaluation_completed_later_equals_all(tmp_path: Path, mode: str) -
     folder = toy.write_experiment(tmp_path, train={"eval_steps": 3})
     run(folder, tmp_path / "whole")
     record = run(folder, tmp_path / "later", train__evaluate=mode)
-    finished = [e for e in runs.evaluate(record.key, RunStore(tmp_path / "later")) if isinstance(e, Finished)]
+    finished = [e for e in evaluating.evaluate(record.key, RunStore(tmp_path / "later")) if isinstance(e, Finished)]
     assert finished
     assert outcome(tmp_path / "later")["record"] == outcome(tmp_path / "whole")["record"]
 

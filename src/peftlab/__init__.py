@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftlab.errors import UserError
+    from peftlab.evaluating import evaluate
     from peftlab.record import Record
-    from peftlab.runs import evaluate, run
+    from peftlab.runs import run
     from peftlab.spec import RunSpec, load, parse_overrides
     from peftlab.store import RunStore
     from peftlab.verdicts.compare import compare
@@ -44,7 +45,7 @@ _HOMES = {
     "RunStore": "peftlab.store",
     "UserError": "peftlab.errors",
     "compare": "peftlab.verdicts.compare",
-    "evaluate": "peftlab.runs",
+    "evaluate": "peftlab.evaluating",
     "load": "peftlab.spec",
     "parse_overrides": "peftlab.spec",
     "run": "peftlab.runs",

@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import json
 import pickle
-import shutil
 import struct
 import warnings
 from collections.abc import Mapping
@@ -25,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import logging as transformers_logging
 
 from peftlab import randomness, references
-from peftlab.atomic import write_error
 from peftlab.conversion import converted_gguf
 from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.groups import ModelSettings
@@ -325,7 +323,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
     else:
         where = str(Path(spec.folder) / ADAPTER_FILE)
         config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps, where=where)
-        with randomness.seeded(spec.seed, "adapter"), _quiet_peft():
+        with randomness.seeded(spec.seed, "adapter"), quiet_peft():
             try:
                 if method.wrap is not None:
                     model = method.wrap(base.model, config, calibration)
@@ -338,22 +336,23 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
                     raise
                 raise _refused(error, base.model, config, where) from error
     if spec.model.gradient_checkpointing:
-        with _quiet_peft():
+        with quiet_peft():
             base.model.enable_input_require_grads()
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.model.compile:
         model.compile(dynamic=True)
     base_names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in before)
     facts = {**base.facts, "dropped_adapter_keys": dropped}
-    built = _built(base, model, config, method, base_names, facts)
+    built = built_on(base, model, config, method, base_names, facts)
     if not built.trainable():
         raise UserError("nothing is trainable in this experiment", fix="check the adapter's target_modules")
     return built
 
 
-def _built(
+def built_on(
     base: Base, model: Any, config: Any, method: Method, base_names: frozenset[str], facts: Mapping[str, Any]
 ) -> Built:
+    """A `Built` of a module on a base, with what its forward takes found out."""
     inputs = set(inspect.signature(base.model.forward).parameters)
     return Built(
         model=model,
@@ -372,7 +371,7 @@ def _built(
 def bare(base: Base) -> Built:
     """The base itself as a `Built`, for scoring the starting model."""
     names = frozenset(name for name, _ in base.model.named_parameters())
-    return _built(base, base.model, None, Method(), names, base.facts)
+    return built_on(base, base.model, None, Method(), names, base.facts)
 
 
 def _refused(error: Exception, model: nn.Module, config: Any, where: str) -> UserError:
@@ -398,7 +397,7 @@ def _wrong_types(config: Any) -> list[str]:
     return found
 
 
-class _quiet_peft(warnings.catch_warnings):
+class quiet_peft(warnings.catch_warnings):
     """peft warns of its own housekeeping (a renamed base path, a type hint); what matters we check ourselves."""
 
     def __enter__(self) -> Any:
@@ -406,77 +405,3 @@ class _quiet_peft(warnings.catch_warnings):
         warnings.filterwarnings("ignore", module=r"peft\..*")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\..*")
         return entered
-
-
-# ------------------------------------------------------------------------------------------- saving what was trained
-
-
-def save(built: Built, folder: Path) -> None:
-    """Write what was trained: a peft adapter, a method's own files, or the whole model. No pickle is written.
-
-    Raises:
-        OSError: The disk is full or not writable.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if built.method.save is not None:
-            built.method.save(built.model, folder)
-        elif built.adapter is not None:
-            with _quiet_peft():
-                built.model.save_pretrained(str(folder))
-            (folder / "README.md").unlink(missing_ok=True)
-            _sort_config(folder / "adapter_config.json")
-        else:
-            built.model.save_pretrained(str(folder))
-    except SafetensorError as error:
-        raise write_error(error, folder) from error
-
-
-def _sort_config(path: Path) -> None:
-    """peft writes sets in hash order, which differs from process to process; sorted, equal runs give equal bytes."""
-    plain = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in plain.items():
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            plain[key] = sorted(value)
-    path.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def load_trained(spec: RunSpec, folder: Path) -> Built:
-    """A fresh base with the saved adapter on it (or the saved full model), ready for evaluation.
-
-    Raises:
-        UserError: The saved weights are missing or damaged.
-    """
-    import peft
-
-    kind = kind_of(spec)
-    if not folder.is_dir():
-        raise UserError(f"no saved weights at {folder}", fix="they were cleaned; run the experiment again with --rerun")
-    if spec.adapter is None:
-        return bare(load(spec.model, kind, labels=spec.task.labels, seed=spec.seed, weights=folder))
-    base = load(spec.model, kind, labels=spec.task.labels, seed=spec.seed)
-    method = method_of(spec.adapter)
-    try:
-        with _quiet_peft(), randomness.seeded(spec.seed, "adapter"):
-            if method.load is not None:
-                model = method.load(base.model, folder)
-            else:
-                model = peft.PeftModel.from_pretrained(
-                    base.model, str(folder), autocast_adapter_dtype=spec.model.autocast_adapter_dtype
-                )
-    except LOADING_ERRORS as error:
-        if ran_out_of_memory(error):
-            raise
-        raise UserError(f"cannot load the saved adapter in {folder}: {error}", fix="run again with --rerun") from error
-    config = None if method.load is not None else model.peft_config["default"]
-    return _built(base, model, config, method, frozenset(), base.facts)
-
-
-def saved_bytes(folder: Path) -> int:
-    """Bytes of the weight files in a saved folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-
-
-def discard(folder: Path) -> None:
-    """Remove a saved folder if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

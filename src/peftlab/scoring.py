@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from peftlab import checkpoint, data, evaluation, models
+from peftlab import checkpoint, data, evaluation, models, weights
 from peftlab.digest import folder_digest
 from peftlab.errors import UserError
 from peftlab.evaluation import Scored
@@ -160,10 +160,22 @@ def score_trained(
         if loaded is None or loaded[0] != one.step:
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
-            loaded = (one.step, models.load_trained(slot.spec, weights_folder(slot, one.step)))
+            loaded = (one.step, weights.load_trained(slot.spec, weights_folder(slot, one.step)))
             if slot.spec.adapter is not None:
                 same_model(slot, loaded[1].facts)
         yield from score(slot, spec, run_key, one, rows, loaded[1])
+
+
+def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
+    """Refuse to go on with other training rows (or, where they steer, validation rows) than the run began with."""
+    before = slot.get("fingerprints")
+    parts = ("train", "valid") if spec.train.steered else ("train",)
+    changed = [part for part in parts if before is not None and before.get(part) != rows.fingerprints.get(part)]
+    if changed:
+        raise UserError(
+            f"this run began with other rows: {', '.join(changed)} changed since",
+            fix="pin the data set's revision in the task file, or start again with --rerun",
+        )
 
 
 def same_model(slot: Slot, facts: Mapping[str, Any]) -> None:

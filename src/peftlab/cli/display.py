@@ -62,7 +62,7 @@ def draw(
     A generator is closed on the way out, so that a run that is interrupted while its line is drawn is recorded too.
 
     Args:
-        events: What `runs.events` or `runs.evaluate` yields.
+        events: What `runs.events` or `evaluating.evaluate` yields.
         out: Where to draw; stderr when not given.
         live: Whether to redraw one line; by default on a terminal only.
         verbose: Also say which checkpoints were written.

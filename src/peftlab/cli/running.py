@@ -54,11 +54,11 @@ def evaluate(
             f"--checkpoint {checkpoint}: no such checkpoint", fix="give last, best, or the number of a step"
         )
     overrides = arguments.parse(settings)
-    from peftlab import runs
+    from peftlab import evaluating
 
     found: list[tuple[str, Evaluated]] = []
     for reference in references:
-        events = runs.evaluate(reference, RunStore(folder), task=task, checkpoint=checkpoint, overrides=overrides)
+        events = evaluating.evaluate(reference, RunStore(folder), task=task, checkpoint=checkpoint, overrides=overrides)
         drawn = display.draw(events, verbose=verbose)
         found += [(reference, event) for event in drawn if isinstance(event, Evaluated)]
     _print_evaluations(found, as_json=as_json)

@@ -96,9 +96,13 @@ def fake_runs(
         yield Evaluated(evaluation=evaluation(100, "last", 0.75))
 
     module: Any = types.ModuleType("peftlab.runs")
-    module.events, module.evaluate, module.Options = events, evaluate, lambda **given: given
+    module.events, module.Options = events, lambda **given: given
     monkeypatch.setitem(sys.modules, "peftlab.runs", module)
     monkeypatch.setattr("peftlab.runs", module, raising=False)
+    later: Any = types.ModuleType("peftlab.evaluating")
+    later.evaluate = evaluate
+    monkeypatch.setitem(sys.modules, "peftlab.evaluating", later)
+    monkeypatch.setattr("peftlab.evaluating", later, raising=False)
     return closed
 
 

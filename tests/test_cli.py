@@ -146,7 +146,7 @@ def test_evaluate_splits_runs_from_settings(
     assert "0.750 +- 0.050" in capsys.readouterr().out
     assert main(["evaluate", "abcd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["evaluation"]["metrics"]["exact_match"]["mean"] == 0.75
-    monkeypatch.setattr(sys.modules["peftlab.runs"], "evaluate", lambda *_, **__: iter(()))
+    monkeypatch.setattr(sys.modules["peftlab.evaluating"], "evaluate", lambda *_, **__: iter(()))
     assert main(["evaluate", "abcd"]) == 0
     output = capsys.readouterr()
     assert (output.out, output.err.split(";")[0]) == ("", "nothing new was scored")

@@ -44,7 +44,7 @@ test: $(VENV)/dev.done  ## the default tier: tiny random models, no network, min
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(VENV)/dev.done  ## the small real models, and real data where ../shared/data is there
-	$(BIN)/python -m pytest -m slow -p no:cacheprovider
+	OMP_NUM_THREADS=$(JOBS) $(BIN)/python -m pytest -m slow -p no:cacheprovider --durations=5
 
 test-full: $(VENV)/dev.done  ## tens of minutes: the fault campaign and the calibration of the statistics
 	$(BIN)/python -m pytest -m full -n $(JOBS) --dist worksteal

@@ -542,6 +542,20 @@ def test_every_architecture_runs_and_resumes(tmp_path: Path, architecture: str, 
     assert outcome(tmp_path / "results") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("architecture", toy.ENCODERS)
+def test_classifiers_resume(tmp_path: Path, architecture: str) -> None:
+    adapter = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "target_modules": ["query", "value"]}
+    folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter)
+    run(folder, tmp_path / "whole")
+    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    for event in events:
+        if isinstance(event, Step) and event.step == 3:
+            break
+    events.close()  # type: ignore[attr-defined]
+    run(folder, tmp_path / "results")
+    assert outcome(tmp_path / "results") == outcome(tmp_path / "whole")
+
+
 def test_the_json_of_a_record_reads_back(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     record = run(folder, tmp_path / "results")

@@ -93,3 +93,13 @@ class Place:
         """The one finished record."""
         [found] = [path for name in ("results", "temporary_results") for path in (self.root / name).glob("*.json")]
         return found
+
+
+def working_place(
+    root: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Place:
+    """The place as working folder, without plug-ins and mirror of the machine."""
+    monkeypatch.chdir(root)
+    for variable in ("PEFTLAB_PLUGINS", "PEFTLAB_MIRROR"):
+        monkeypatch.setenv(variable, "")
+    return Place(root, model, capsys)

@@ -1,6 +1,6 @@
 """Faults of the machine and damaged files: an honest status, nothing lost, and the next run ends with the same bytes.
 
-Kills at every moment are in test_resume.py and test_store.py.
+Kills at every moment are in test_resume.py and test_kills.py.
 """
 
 from __future__ import annotations

@@ -340,6 +340,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
             base.model.enable_input_require_grads()
             base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if spec.model.compile:
+        torch._inductor.config.force_disable_caches = True  # else the second run of a comparison gets its compile free
         model.compile(dynamic=True)
     base_names = frozenset(name for name, parameter in model.named_parameters() if id(parameter) in before)
     facts = {**base.facts, "dropped_adapter_keys": dropped}

@@ -30,9 +30,6 @@ WEIGHTS = ("adapter", "checkpoints", "snapshots")
 PENDING = "finished.json"
 """The final record, inside the payload: from the moment it is there the run is finished, whatever happens next."""
 
-VALIDATION_PREFIX = "valid"
-"""Columns of the step log whose name starts so are validation values; `thin` keeps their rows."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
@@ -166,21 +163,13 @@ def first_record(spec: RunSpec, *, category: Category, created_at: str) -> Recor
 
 
 def thin(rows: Sequence[Mapping[str, Any]], at_most: int = 100) -> dict[str, list[Any]]:
-    """A step log as columns of about `at_most` points, None where a row has no value.
-
-    The first row, the last, and all that carry a validation value stay, even when they are more than that.
-    """
+    """A step log as columns of about `at_most` points, the first and the last among them; None where a row has no value."""
     kept = {0, len(rows) - 1} if rows else set()
-    kept |= {number for number, row in enumerate(rows) if _validates(row)}
     others = [number for number in range(len(rows)) if number not in kept]
     room = min(max(at_most - len(kept), 0), len(others))
     kept |= {others[(2 * place + 1) * len(others) // (2 * room)] for place in range(room)}
     chosen = [rows[number] for number in sorted(kept)]
     return {name: [row.get(name) for row in chosen] for name in dict.fromkeys(name for row in chosen for name in row)}
-
-
-def _validates(row: Mapping[str, Any]) -> bool:
-    return any(name.startswith(VALIDATION_PREFIX) and value is not None for name, value in row.items())
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from peftlab import data, models, spec, tokenise
+from peftlab import data, loading, models, tokenise
 from peftlab.batching import Stream, collate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def token_rows(batch: int) -> tuple[Any, list[Any], int]:
     """Rows of worked word problems, as long as real ones."""
     overrides = {"batch.per_device_train_batch_size": batch, "data.train_rows": 4000}
-    resolved = spec.load(ROOT / "experiments/lora/smollm2-135m-r16", task="gsm_symbolic", overrides=overrides)
+    resolved = loading.load(ROOT / "experiments/lora/smollm2-135m-r16", task="gsm_symbolic", overrides=overrides)
     tokenizer = models.load_tokenizer(resolved.model)
     rows, _ = tokenise.tokenise(data.load(resolved).train, tokenizer, kind="causal", max_length=768, loss_mask="answer")
     return resolved, rows, tokenizer.eos_token_id

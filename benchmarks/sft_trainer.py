@@ -24,7 +24,7 @@ EXPERIMENT = ROOT / "experiments" / "lora" / "smollm2-135m-r16"
 
 def resolve(options: argparse.Namespace) -> Any:
     """The spec that both sides follow."""
-    from peftlab import spec
+    from peftlab import loading
 
     overrides = {
         "train.max_steps": options.steps,
@@ -32,7 +32,7 @@ def resolve(options: argparse.Namespace) -> Any:
         "batch.per_device_train_batch_size": options.rows,
         "data.train_rows": 400,
     }
-    return spec.load(EXPERIMENT, task="gsm_symbolic", overrides=overrides)
+    return loading.load(EXPERIMENT, task="gsm_symbolic", overrides=overrides)
 
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:

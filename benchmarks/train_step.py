@@ -25,7 +25,7 @@ RATE = 1e-4
 
 def prepared(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The spec, the built model and its token rows."""
-    from peftlab import data, models, spec, tokenise
+    from peftlab import data, loading, models, tokenise
 
     overrides = {
         "optim.learning_rate": RATE,
@@ -36,7 +36,7 @@ def prepared(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         "batch.per_device_train_batch_size": options.rows,
         "data.train_rows": 400,
     }
-    resolved = spec.load(ROOT / "experiments" / EXPERIMENT[options.adapter], task=options.task, overrides=overrides)
+    resolved = loading.load(ROOT / "experiments" / EXPERIMENT[options.adapter], task=options.task, overrides=overrides)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     rows, _ = tokenise.tokenise(
         data.load(resolved).train, built.tokenizer, kind="causal", max_length=512, loss_mask="answer"
@@ -79,7 +79,7 @@ def around(options: argparse.Namespace) -> dict[str, Any]:
     import tempfile
     import time
 
-    from peftlab import runs, spec
+    from peftlab import loading, runs
     from peftlab.events import Step
     from peftlab.store import RunStore
 
@@ -89,7 +89,7 @@ def around(options: argparse.Namespace) -> dict[str, Any]:
         "batch.per_device_train_batch_size": options.rows,
         "data.train_rows": 400,
     }
-    resolved = spec.load(ROOT / "experiments" / EXPERIMENT[options.adapter], task=options.task, overrides=overrides)
+    resolved = loading.load(ROOT / "experiments" / EXPERIMENT[options.adapter], task=options.task, overrides=overrides)
     bare, first, last = 0.0, 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:
         for event in runs.events(resolved, RunStore(Path(folder) / "results")):

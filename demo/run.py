@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from peftlab import spec
+from peftlab import loading
 from peftlab.errors import UserError
 from peftlab.store import RunStore
 
@@ -66,8 +66,8 @@ def peftlab(name: str, *arguments: str) -> None:
 
 def score_base(name: str, settings: tuple[str, ...]) -> None:
     """Score the model as it is, unless that is stored."""
-    overrides = spec.parse_overrides([*SHARED, *BASE, *settings])
-    wanted = spec.bare(MODEL, task=TASK, overrides=overrides)
+    overrides = loading.parse_overrides([*SHARED, *BASE, *settings])
+    wanted = loading.bare(MODEL, task=TASK, overrides=overrides)
     if RunStore(ROOT / RESULTS).base_evaluation(wanted.evaluation_key("test", wanted.base_identity())) is None:
         peftlab(f"base, {name}", "evaluate", MODEL, "--task", TASK, *SHARED, *BASE, *settings)
 
@@ -75,7 +75,7 @@ def score_base(name: str, settings: tuple[str, ...]) -> None:
 def train(experiment: str, settings: tuple[str, ...]) -> None:
     """Train and evaluate one experiment, unless that is done."""
     path = f"experiments/{experiment}"
-    wanted = spec.load(ROOT / path, task=TASK, overrides=spec.parse_overrides([*SHARED, *BUDGET, *settings]))
+    wanted = loading.load(ROOT / path, task=TASK, overrides=loading.parse_overrides([*SHARED, *BUDGET, *settings]))
     try:
         done = [record for record in RunStore(ROOT / RESULTS).find(wanted.train_key) if record.status == "finished"]
     except UserError:

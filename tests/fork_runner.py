@@ -102,14 +102,14 @@ def _arm(kill: str, count: int) -> None:
 
 
 def _obey(command: dict[str, Any]) -> int:
-    from peftlab import runs, spec
+    from peftlab import loading, runs
     from peftlab.errors import UserError
     from peftlab.store import RunStore
 
     if command["kill"]:
         _arm(command["kill"], command["count"])
     try:
-        resolved = spec.load(command["experiment"], overrides=command.get("overrides"), task=command.get("task"))
+        resolved = loading.load(command["experiment"], overrides=command.get("overrides"), task=command.get("task"))
         runs.run(resolved, RunStore(command["results"]))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -122,10 +122,10 @@ def _warm_up() -> None:
     import tempfile
 
     import toy
-    from peftlab import evaluation, models, runs, spec, weights  # noqa: F401
+    from peftlab import evaluation, loading, models, runs, weights  # noqa: F401
 
     with tempfile.TemporaryDirectory() as root:
-        resolved = spec.load(toy.write_experiment(Path(root)))
+        resolved = loading.load(toy.write_experiment(Path(root)))
         built = models.adapt(models.load(resolved.model, "causal"), resolved)
         weights.save(built, Path(root) / "saved")
         evaluation.rehearse(built, [], resolved, [])

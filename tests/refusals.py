@@ -15,7 +15,8 @@ HINTS = ("fix: ", "did you mean", "known keys: ")
 SMALL: dict[str, Any] = {
     "optim": {"learning_rate": 1e-2},
     "batch": {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 6},
-    "train": {"max_steps": 2, "save_steps": 1},
+    "train": {"max_steps": 2},
+    "save": {"save_steps": 1},
     "data": {"forgetting": None, "max_length": 64},
 }
 

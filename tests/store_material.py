@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftlab import spec
+from peftlab import loading
 from peftlab.record import Evaluation, Metric, Record
 from peftlab.spec import RunSpec
 from peftlab.store import RunStore
@@ -49,7 +49,7 @@ def make_spec(
     (experiments / "training_params.json").write_text(json.dumps({"model": {"id": "some/model"}}))
     yaml = folder / f"{task}.yaml"
     yaml.write_text(TASK)
-    return spec.load(
+    return loading.load(
         experiments, task=str(yaml), seed=seed, overrides={k.replace("__", "."): v for k, v in overrides.items()}
     )
 

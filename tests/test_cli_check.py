@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cli_material import PARAMETERS, TASK, experiment, working_folder
-from peftlab import spec
+from peftlab import loading, spec
 from peftlab.cli import catalogue, main
 from peftlab.errors import UserError
 from peftlab.groups import GROUPS
@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_check_prints_keys_and_the_half_empty_batch(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--no-model", experiment("lora/first")]) == 0
     output = capsys.readouterr()
-    resolved = spec.load("experiments/lora/first")
+    resolved = loading.load("experiments/lora/first")
     for text in (resolved.train_key, resolved.arm, resolved.method, "10 of 50 rows"):
         assert text in output.out
     assert "all well" in output.err
@@ -155,7 +155,7 @@ def test_new_writes_a_folder_that_passes_check_and_never_overwrites(
     assert main(words) == 0
     folder = Path("experiments/lora_dora/mine")
     assert json.loads((folder / "adapter_config.json").read_text()) == {"peft_type": "LORA", "r": 8, "use_dora": True}
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     assert (resolved.method, resolved.optim.learning_rate) == ("lora_dora", 1e-4)
     assert main(["check", "--no-model", str(folder)]) == 0
     before = (folder / "training_params.json").read_text()

@@ -24,7 +24,7 @@ from peftlab import atomic, checkpoint, evaluation, measure, slot, training
 from refusals import Place, left_behind
 
 Change = Callable[[Path], object]
-STEPS = {"max_steps": 6, "save_steps": 2}
+STEPS: dict[str, Any] = {"train": {"max_steps": 6}, "save": {"save_steps": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def stops(error: BaseException | None, monkeypatch: pytest.MonkeyPatch, module: 
 @pytest.fixture
 def interrupted(place: Place, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An experiment that was interrupted in step 6, with checkpoints of steps 2 and 4."""
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     with monkeypatch.context() as patched:
         stops(KeyboardInterrupt(), patched, training, "_update", 6)
         assert "the same command goes on" in place.says("run", folder, code=130)
@@ -116,7 +116,7 @@ REFUSED = (
 def test_out_of_memory(
     place: Place, monkeypatch: pytest.MonkeyPatch, moment: str, error: BaseException, says: str
 ) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     module, name = (training, "forward") if moment == "step 1" else (evaluation, "rehearse")
     with monkeypatch.context() as patched:
         stops(error, patched, module, name, 1)
@@ -130,7 +130,7 @@ def test_out_of_memory(
 def test_another_runtime_error_keeps_its_traceback_and_is_no_lack_of_memory(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     stops(RuntimeError("shapes do not match"), monkeypatch, training, "forward", 1)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         place.runs("run", folder)
@@ -160,7 +160,7 @@ def test_memory_that_the_kernel_refuses(place: Place, server: Server) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_in_the_second_checkpoint(place: Place, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     with monkeypatch.context() as patched:
         stops(OSError(number, os.strerror(number), "tensors"), patched, checkpoint, "save_file", 2)
         text = place.says("run", folder, code=2)
@@ -174,7 +174,7 @@ def test_a_full_disk_in_the_second_checkpoint(place: Place, monkeypatch: pytest.
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_full_disk_while_the_record_is_written(place: Place, monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """The first write is the record inside the payload, the second the record in its place."""
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     original = atomic.write_atomic
     calls = 0
 
@@ -196,7 +196,7 @@ def test_a_full_disk_while_the_record_is_written(place: Place, monkeypatch: pyte
 
 
 def test_a_full_disk_is_no_reason_to_train_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     with monkeypatch.context() as patched:
         error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "finished.json")
         stops(error, patched, slot.Slot, "finish", 1)
@@ -208,7 +208,7 @@ def test_a_full_disk_is_no_reason_to_train_again(place: Place, monkeypatch: pyte
 
 def test_a_limit_on_file_sizes_in_a_checkpoint(place: Place, server: Server) -> None:
     """The kernel itself refuses the bytes: a checkpoint of full fine-tuning is the largest file."""
-    folder = place.experiment(adapter=None, train=STEPS)
+    folder = place.experiment(adapter=None, **STEPS)
     process = server.start(place.root, "run", folder, file_kilobytes=100)
     code, text = server.wait(process), words_of(place.root, process)
     assert code == 2 and "error: the disk is full" in text and "File too large" in text, text
@@ -223,8 +223,8 @@ def test_a_limit_on_file_sizes_in_a_checkpoint(place: Place, server: Server) -> 
 @pytest.mark.parametrize("moment", ["checkpoint", "adapter", "record"])
 def test_a_disk_that_is_really_full(place: Place, server: Server, moment: str) -> None:
     """A small file system fills up; when it has room again, the same command goes on to the same bytes."""
-    steps = {**STEPS, "save_steps": 100} if moment == "adapter" else STEPS
-    folder = place.experiment(adapter=None, train=steps)
+    steps = {**STEPS, "save": {"save_steps": 100}} if moment == "adapter" else STEPS
+    folder = place.experiment(adapter=None, **steps)
     size = 4000 if moment == "record" else 150 if moment == "checkpoint" else 90
     words = ("run", str(folder), "--results", "disk/results")
     process = server.start(place.root, *words, disk_kilobytes=size, fill=moment == "record")
@@ -391,7 +391,7 @@ def test_a_saved_adapter_that_cannot_be_read(place: Place) -> None:
 
 def test_interrupted_before_step_1(place: Place, server: Server) -> None:
     """A real SIGINT while the run is being set up."""
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     process = server.start(place.root, "run", folder, pause="setup")
     until(place.root / "paused")
     os.kill(process, signal.SIGINT)
@@ -406,7 +406,7 @@ def test_interrupted_before_step_1(place: Place, server: Server) -> None:
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_in_step_1(place: Place, server: Server, signal_sent: signal.Signals) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     process = server.start(place.root, "run", folder, pause="step")
     until(place.root / "paused")
     os.kill(process, signal_sent)
@@ -419,7 +419,7 @@ def test_stopped_in_step_1(place: Place, server: Server, signal_sent: signal.Sig
 
 
 def test_a_second_process_on_one_key(place: Place, server: Server) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     first = server.start(place.root, "run", folder, pause="step")
     until(place.root / "paused")
     before = left_behind(place.root)
@@ -436,7 +436,7 @@ def test_a_second_process_on_one_key(place: Place, server: Server) -> None:
 
 
 def test_evaluating_a_run_that_is_being_run(place: Place, server: Server) -> None:
-    folder = place.experiment(train=STEPS)
+    folder = place.experiment(**STEPS)
     first = server.start(place.root, "run", folder, pause="step")
     until(place.root / "paused")
     place.refuses("evaluate", "lora/toy", "generation.max_new_tokens=2", says=("no run 'lora/toy'",))
@@ -445,7 +445,7 @@ def test_evaluating_a_run_that_is_being_run(place: Place, server: Server) -> Non
 
 
 def test_a_loss_that_is_no_number(place: Place) -> None:
-    folder = place.experiment(optim={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0}, train=STEPS)
+    folder = place.experiment(optim={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0}, **STEPS)
     text = place.says("run", folder, code=2)
     assert "became nan at step" in text and "fix: lower optim.learning_rate" in text
     record = unfinished(place)

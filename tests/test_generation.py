@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import toy
-from peftlab import data, evaluation, generation, models, randomness, spec, tokenise
+from peftlab import data, evaluation, generation, loading, models, randomness, tokenise
 from peftlab.groups import GenerationSettings
 from peftlab.protocols import Completion, Example, Prompt, find
 
@@ -23,7 +23,7 @@ PROMPT_METHODS: dict[str, dict[str, Any]] = {
 
 def built_for(tmp_path: Path, architecture: str = "llama", adapter: dict[str, Any] | None = None) -> models.Built:
     folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     if adapter is not None:
         with torch.no_grad():  # an adapter that starts as nothing would prove nothing
@@ -126,7 +126,7 @@ def test_stop_strings_and_eos_cut_the_answer(tmp_path: Path) -> None:
 def test_the_models_own_generation_defaults_never_leak(tmp_path: Path) -> None:
     """A model card that asks for sampling or a repetition penalty does not change a greedy score."""
     folder = toy.write_experiment(tmp_path)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     clean = answers(models.bare(models.load(resolved.model, "causal")), prompts_for(built_for(tmp_path / "b")), 5)
     config = Path(resolved.model.id) / "generation_config.json"
     config.write_text('{"do_sample": true, "temperature": 9.0, "repetition_penalty": 50.0, "max_new_tokens": 1}')
@@ -152,7 +152,7 @@ def test_scores_do_not_depend_on_batch_size_or_order(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     found = []
     for size in (1, 5, 12):
-        resolved = spec.load(folder, overrides={"batch.per_device_eval_batch_size": size})
+        resolved = loading.load(folder, overrides={"batch.per_device_eval_batch_size": size})
         built = models.bare(models.load(resolved.model, "causal"))
         scoring = evaluation.score(built, data.load(resolved).test, resolved)
         while True:
@@ -194,7 +194,7 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
         Example(item="a", prompt="pick:", choices=(" yes", " no", " maybe so"), reference=1),
         Example(item="b", prompt="a longer pick:", choices=(" b", " cc"), reference=0),
     ]
-    resolved = spec.load(toy.write_experiment(tmp_path / "x"))
+    resolved = loading.load(toy.write_experiment(tmp_path / "x"))
     predictions = drained(evaluation._choose(built, examples, resolved, ()))
     shots = [Example(item="s", prompt="first:", target=" one")]
     assert drained(evaluation._choose(built, examples, resolved, shots)) != predictions

@@ -9,7 +9,7 @@ import torch
 
 import toy
 from golden import regenerate
-from peftlab import runs, spec
+from peftlab import loading, runs
 from peftlab.events import Step
 from peftlab.store import RunStore
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_run_on_the_gpu_finishes_and_learns(tmp_path: Path, dtype: str) -> None:
     folder = toy.write_experiment(tmp_path, model={"dtype": dtype}, train={"max_steps": 30})
-    record = runs.run(spec.load(folder), RunStore(tmp_path / "results"))
+    record = runs.run(loading.load(folder), RunStore(tmp_path / "results"))
     assert record.status == "finished" and record.provenance["accelerator"] != "cpu"
     assert record.curve["loss"][-1] < record.curve["loss"][0]
     assert record.cost.memory_kind == "allocator reserved bytes"
@@ -35,9 +35,9 @@ def test_losses_are_those_of_the_cpu(tmp_path: Path) -> None:
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 3:
             break
     events.close()  # type: ignore[attr-defined]
-    assert runs.run(spec.load(folder), RunStore(tmp_path / "results")).status == "finished"
+    assert runs.run(loading.load(folder), RunStore(tmp_path / "results")).status == "finished"

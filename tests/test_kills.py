@@ -180,9 +180,9 @@ def test_killed_anywhere_in_a_bare_model(tmp_path: Path) -> None:
 
 SCRIPT = """
     import sys, time
-    from peftlab import spec
+    from peftlab import loading
     from peftlab.store import RunStore
-    run = spec.load(sys.argv[1], task=sys.argv[2])
+    run = loading.load(sys.argv[1], task=sys.argv[2])
     store = RunStore(sys.argv[3])
 """
 

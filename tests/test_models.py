@@ -10,17 +10,17 @@ import torch
 from transformers import AutoTokenizer
 
 import toy
-from peftlab import counting, models, runs, spec
+from peftlab import counting, loading, models, runs
 from peftlab.store import RunStore
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_trains_with_float32_adapters(tmp_path: Path, dtype: str) -> None:
     folder = toy.write_experiment(tmp_path, model={"dtype": dtype}, train={"max_steps": 8})
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     assert {parameter.dtype for parameter in built.trainable().values()} == {torch.float32}
-    kept = spec.load(folder, overrides={"model.autocast_adapter_dtype": False})
+    kept = loading.load(folder, overrides={"model.autocast_adapter_dtype": False})
     plain = models.adapt(models.load(kept.model, "causal"), kept)
     assert {str(parameter.dtype) for parameter in plain.trainable().values()} == {f"torch.{dtype}"}
     record = runs.run(resolved, RunStore(tmp_path / "results"))
@@ -32,17 +32,17 @@ def test_attention_implementations_agree(tmp_path: Path) -> None:
     losses = []
     for name in ("sdpa", "eager"):
         overrides = {"model.attn_implementation": name, "train.evaluate": "none"}
-        losses.append(runs.run(spec.load(folder, overrides=overrides), RunStore(tmp_path / name)).curve["loss"])
+        losses.append(runs.run(loading.load(folder, overrides=overrides), RunStore(tmp_path / name)).curve["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_added_tokens_get_rows_that_depend_on_no_seed(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     tokenizer = AutoTokenizer.from_pretrained(resolved.model.id)
     tokenizer.add_tokens(["<tool>", "<answer>"])
     tokenizer.save_pretrained(resolved.model.id)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     first, second = (models.load(resolved.model, "causal", seed=seed) for seed in (0, 1))
     rows = first.model.get_input_embeddings().weight
     assert first.facts["added_token_rows"] == 2 and rows.shape[0] == toy.SIZE + 2
@@ -61,7 +61,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_counts_on_the_meta_device_are_those_of_the_real_model(tmp_path: Path, name: str) -> None:
-    resolved = spec.load(toy.write_experiment(tmp_path, adapter=ADAPTERS[name]))
+    resolved = loading.load(toy.write_experiment(tmp_path, adapter=ADAPTERS[name]))
     counts = counting.count_parameters(resolved)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     assert counts.source == "meta"
@@ -70,6 +70,6 @@ def test_counts_on_the_meta_device_are_those_of_the_real_model(tmp_path: Path, n
 
 
 def test_a_model_that_is_not_here_is_not_computable(tmp_path: Path) -> None:
-    resolved = spec.load(toy.write_experiment(tmp_path), overrides={"model.id": "org/absent"})
+    resolved = loading.load(toy.write_experiment(tmp_path), overrides={"model.id": "org/absent"})
     counts = counting.count_parameters(resolved)
     assert (counts.trainable, counts.source) == (None, None) and "org/absent" in (counts.reason or "")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab import data, evaluating, evaluation, models, references, runs, spec, tokenise, training
+from peftlab import data, evaluating, evaluation, loading, models, references, runs, spec, tokenise, training
 from peftlab.batching import Stream, collate
 from peftlab.record import Record
 from peftlab.store import RunStore
@@ -40,7 +40,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(experiment: str, **overrides: Any) -> spec.RunSpec:
     task = overrides.pop("task", None)
-    return spec.load(
+    return loading.load(
         EXPERIMENTS / experiment, task=task, overrides={k.replace("__", "."): v for k, v in overrides.items()}
     )
 
@@ -195,7 +195,7 @@ def test_a_killed_real_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     runner = Runner()
     overrides = {
         "train.max_steps": 4,
-        "train.save_steps": 2,
+        "save.save_steps": 2,
         "data.test_rows": 8,
         "data.forgetting": None,
         "batch.per_device_train_batch_size": 4,

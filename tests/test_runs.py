@@ -10,7 +10,7 @@ import pytest
 
 import toy
 from comparing import outcome, record_file, without_times
-from peftlab import checkpoint, data, evaluating, evaluation, models, runs, spec, training, weights
+from peftlab import checkpoint, data, evaluating, evaluation, loading, models, runs, spec, training, weights
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished, Saved, Stage, Started, Step
 from peftlab.record import Record
@@ -22,7 +22,7 @@ def run(
     folder: Path, results: Path, *, seed: int | None = None, options: Options | None = None, **overrides: Any
 ) -> Record:
     named = {key.replace("__", "."): value for key, value in overrides.items()}
-    return runs.run(spec.load(folder, seed=seed, overrides=named), RunStore(results), options)
+    return runs.run(loading.load(folder, seed=seed, overrides=named), RunStore(results), options)
 
 
 def evaluate(reference: str, results: Path, **more: Any) -> Record:
@@ -45,9 +45,9 @@ def trains_nothing(*args: Any, **kwargs: Any) -> Any:
 
 
 def test_events_of_a_run_and_its_record(tmp_path: Path) -> None:
-    folder = toy.write_experiment(tmp_path, train={"eval_steps": 3, "save_steps": 4})
+    folder = toy.write_experiment(tmp_path, train={"eval_steps": 3}, save={"save_steps": 4})
     store = RunStore(tmp_path / "results")
-    events = list(runs.events(spec.load(folder), store))
+    events = list(runs.events(loading.load(folder), store))
     steps = [event.step for event in events if isinstance(event, Step)]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events if isinstance(event, Saved)] == [4]
@@ -111,8 +111,8 @@ def test_an_evaluation_setting_only_evaluates_again(tmp_path: Path, monkeypatch:
 )
 def test_a_training_setting_is_another_run(tmp_path: Path, setting: str, value: Any) -> None:
     folder = toy.write_experiment(tmp_path)
-    assert spec.load(folder).train_key != spec.load(folder, overrides={setting: value}).train_key
-    assert spec.load(folder).arm != spec.load(folder, overrides={setting: value}).arm
+    assert loading.load(folder).train_key != loading.load(folder, overrides={setting: value}).train_key
+    assert loading.load(folder).arm != loading.load(folder, overrides={setting: value}).arm
 
 
 @pytest.mark.parametrize(
@@ -127,18 +127,18 @@ def test_a_training_setting_is_another_run(tmp_path: Path, setting: str, value: 
 )
 def test_an_evaluation_setting_is_the_same_run(tmp_path: Path, setting: str, value: Any) -> None:
     folder = toy.write_experiment(tmp_path)
-    plain, changed = spec.load(folder), spec.load(folder, overrides={setting: value})
+    plain, changed = loading.load(folder), loading.load(folder, overrides={setting: value})
     assert plain.train_key == changed.train_key
     source = plain.step_identity(6)
     assert plain.evaluation_key("test", source) != changed.evaluation_key("test", source)
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("train.save_steps", 1), ("train.evaluate", "none"), ("train.save_total_limit", 1)]
+    ("setting", "value"), [("save.save_steps", 1), ("train.evaluate", "none"), ("save.save_total_limit", 1)]
 )
 def test_a_setting_that_changes_no_result_is_in_no_key(tmp_path: Path, setting: str, value: Any) -> None:
     folder = toy.write_experiment(tmp_path)
-    plain, changed = spec.load(folder), spec.load(folder, overrides={setting: value})
+    plain, changed = loading.load(folder), loading.load(folder, overrides={setting: value})
     assert plain.train_key == changed.train_key
     assert plain.evaluation_key("test", plain.step_identity(6)) == changed.evaluation_key(
         "test", plain.step_identity(6)
@@ -154,7 +154,7 @@ def test_another_seed_changes_start_order_and_dropout_and_leaves_the_rows(tmp_pa
     assert one.arm == two.arm and one.key != two.key
     assert one.rows["fingerprints"] == two.rows["fingerprints"]
     assert one.curve["loss"] != two.curve["loss"]
-    starts = [_start(spec.load(folder, seed=seed)) for seed in (1, 2, 1)]
+    starts = [_start(loading.load(folder, seed=seed)) for seed in (1, 2, 1)]
     assert starts[0] != starts[1] and starts[0] == starts[2]
 
 
@@ -168,8 +168,8 @@ def test_dropout_alone_follows_the_seed(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, batch={"order": "file"}, optim={"warmup_steps": 0})
     found = []
     for seed in (1, 2):
-        resolved = spec.load(folder, seed=seed)
-        built = models.adapt(models.load(resolved.model, "causal"), spec.load(folder, seed=0))
+        resolved = loading.load(folder, seed=seed)
+        built = models.adapt(models.load(resolved.model, "causal"), loading.load(folder, seed=0))
         from peftlab.batching import Stream
         from peftlab.tokenise import tokenise
 
@@ -193,7 +193,7 @@ def test_the_same_seed_repeats_everything(tmp_path: Path) -> None:
         {"train__eval_steps": 1},
         {"train__eval_steps": 2, "generation__do_sample": True},
         {"train__evaluate": "none"},
-        {"train__save_steps": 1},
+        {"save__save_steps": 1},
     ],
 )
 def test_evaluating_more_or_less_often_leaves_the_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
@@ -209,8 +209,8 @@ def test_a_run_beside_another_leaves_its_bytes(tmp_path: Path) -> None:
     one = toy.write_experiment(tmp_path, name="lora/one")
     two = toy.write_experiment(tmp_path, name="lora/two", optim={"learning_rate": 3e-3})
     alone = run(one, tmp_path / "alone")
-    first = runs.events(spec.load(one), RunStore(tmp_path / "beside"))
-    second = runs.events(spec.load(two), RunStore(tmp_path / "second"))
+    first = runs.events(loading.load(one), RunStore(tmp_path / "beside"))
+    second = runs.events(loading.load(two), RunStore(tmp_path / "second"))
     record = None
     for event in first:
         next(second, None)
@@ -261,7 +261,7 @@ def test_another_task_on_a_finished_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_bare_model_is_scored_once_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = toy.write_experiment(tmp_path)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     record = run(folder, tmp_path / "results")
     overrides = {"batch.per_device_eval_batch_size": 5}
     monkeypatch.setattr(evaluation, "score", trains_nothing)
@@ -338,10 +338,10 @@ def test_best_checkpoint_and_early_stopping(tmp_path: Path, monkeypatch: pytest.
 
 def test_steering_puts_validation_into_the_key(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, train={"eval_steps": 2, "load_best_model_at_end": True})
-    plain = spec.load(folder)
-    assert plain.train_key != spec.load(folder, overrides={"generation.max_new_tokens": 3}).train_key
-    assert plain.train_key != spec.load(folder, overrides={"data.valid_rows": 3}).train_key
-    assert plain.train_key == spec.load(folder, overrides={"data.test_rows": 3}).train_key
+    plain = loading.load(folder)
+    assert plain.train_key != loading.load(folder, overrides={"generation.max_new_tokens": 3}).train_key
+    assert plain.train_key != loading.load(folder, overrides={"data.valid_rows": 3}).train_key
+    assert plain.train_key == loading.load(folder, overrides={"data.test_rows": 3}).train_key
 
 
 # -------------------------------------------------------------------------------------------- endings, aliases, guards
@@ -349,7 +349,7 @@ def test_steering_puts_validation_into_the_key(tmp_path: Path) -> None:
 
 def test_closing_the_generator_early_is_cancelled_and_resumes(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 5:
             break
@@ -436,7 +436,7 @@ def test_other_rows_under_the_same_key_are_an_error(tmp_path: Path, monkeypatch:
     plain = json.loads((mirror / "toy.yaml").read_text())
     plain |= {part: {"dataset": "some/sums", "split": part} for part in ("train", "valid", "test")}
     (mirror / "sums.yaml").write_text(json.dumps(plain))
-    resolved = spec.load(folder, task=str(mirror / "sums.yaml"))
+    resolved = loading.load(folder, task=str(mirror / "sums.yaml"))
     events = runs.events(resolved, RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Saved):
@@ -452,7 +452,7 @@ def test_a_checkpoint_of_other_versions_is_refused_unless_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = toy.write_experiment(tmp_path)
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Saved):
             break
@@ -466,7 +466,7 @@ def test_a_checkpoint_of_other_versions_is_refused_unless_asked(
 
 def test_a_corrupt_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 5:
             break
@@ -474,7 +474,7 @@ def test_a_corrupt_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:
     [payload] = (path for path in (tmp_path / "cancelled_results").iterdir() if path.is_dir())
     newest = payload / "checkpoints" / "step-000004" / checkpoint.TENSORS_FILE
     newest.write_bytes(newest.read_bytes()[:-7] + b"\0" * 7)
-    again = list(runs.events(spec.load(folder), RunStore(tmp_path / "results")))
+    again = list(runs.events(loading.load(folder), RunStore(tmp_path / "results")))
     [started] = [event for event in again if isinstance(event, Started)]
     assert started.step == 2 and "step-000004 is damaged" in started.notes[0]
     run(folder, tmp_path / "whole")
@@ -513,8 +513,8 @@ def test_a_classifier_trains_and_saves_its_head(tmp_path: Path) -> None:
         assert "new classification head" in record.before_reason
         found = record.evaluation("last")
         assert found is not None and "baseline_majority_class" in found.baselines
-        built = weights.load_trained(spec.load(folder), RunStore(root / "results").folder_of(record) / "adapter")
-        fresh = models.load(spec.load(folder).model, "classify", labels=("even", "odd"))
+        built = weights.load_trained(loading.load(folder), RunStore(root / "results").folder_of(record) / "adapter")
+        fresh = models.load(loading.load(folder).model, "classify", labels=("even", "odd"))
         trained = {
             name: value for name, value in built.model.state_dict().items() if "classifier" in name or "score" in name
         }
@@ -533,7 +533,7 @@ def test_every_architecture_runs_and_resumes(tmp_path: Path, architecture: str, 
     adapter = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "target_modules": toy.LINEARS[architecture]}
     folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter, pad=pad)
     run(folder, tmp_path / "whole")
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 3:
             break
@@ -547,7 +547,7 @@ def test_classifiers_resume(tmp_path: Path, architecture: str) -> None:
     adapter = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.1, "target_modules": ["query", "value"]}
     folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter)
     run(folder, tmp_path / "whole")
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 3:
             break

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import toy
-from peftlab import bookkeeping, data, models, optim, spec, tokenise, training
+from peftlab import bookkeeping, data, loading, models, optim, tokenise, training
 from peftlab.batching import IGNORE, Batch, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
@@ -24,7 +24,7 @@ from peftlab.tokenise import TokenRow
 
 
 def prepared(folder: Path, **overrides: Any) -> tuple[RunSpec, models.Built, list[TokenRow]]:
-    resolved = spec.load(folder, overrides=overrides)
+    resolved = loading.load(folder, overrides=overrides)
     base = models.load(resolved.model, models.kind_of(resolved), labels=resolved.task.labels, seed=resolved.seed)
     built = models.adapt(base, resolved)
     rows, _ = tokenise.tokenise(

@@ -11,7 +11,7 @@ import torch
 
 import toy
 from comparing import outcome
-from peftlab import evaluating, evaluation, models, runs, spec, training, weights
+from peftlab import evaluating, evaluation, loading, models, runs, training, weights
 from peftlab.batching import Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Finished, Saved, Step
@@ -23,7 +23,7 @@ from peftlab.tokenise import TokenRow
 
 def run(folder: Path, results: Path, **overrides: Any) -> Record:
     named = {key.replace("__", "."): value for key, value in overrides.items()}
-    return runs.run(spec.load(folder, overrides=named), RunStore(results))
+    return runs.run(loading.load(folder, overrides=named), RunStore(results))
 
 
 def drained(scoring: Any) -> Any:
@@ -43,7 +43,7 @@ CLASSIFIER = {"peft_type": "LORA", "r": 4, "target_modules": ["query", "value"]}
 
 
 def test_a_diverged_classifier_is_no_majority_class(tmp_path: Path) -> None:
-    resolved = spec.load(toy.write_experiment(tmp_path, architecture="bert", adapter=CLASSIFIER))
+    resolved = loading.load(toy.write_experiment(tmp_path, architecture="bert", adapter=CLASSIFIER))
     built = models.adapt(models.load(resolved.model, "classify", labels=resolved.task.labels), resolved)
     with torch.no_grad():
         for name, parameter in built.model.named_parameters():
@@ -59,7 +59,7 @@ def test_padding_is_what_the_head_of_a_decoder_takes_for_padding(tmp_path: Path)
     folder = toy.save_model(tmp_path / "model", "llama")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": 5}))
-    settings = spec.bare(str(folder), task="arithmetic").model
+    settings = loading.bare(str(folder), task="arithmetic").model
     built = models.bare(models.load(settings, "classify", labels=("a", "b")))
     rows = [
         TokenRow(item=str(n), ids=tuple(range(10, 10 + n)), labels_from=n, has_eos=False, truncated=False, label=0)
@@ -74,9 +74,9 @@ def test_padding_is_what_the_head_of_a_decoder_takes_for_padding(tmp_path: Path)
 
 def test_full_fine_tuning_stops_where_its_base_stops(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, adapter=None)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     (Path(resolved.model.id) / "generation_config.json").write_text('{"eos_token_id": [1, 20]}')
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     record = runs.run(resolved, RunStore(tmp_path / "results"))
     saved = RunStore(tmp_path / "results").folder_of(record) / "adapter"
     assert models.load(resolved.model, "causal").stop_ids == (1, 20)
@@ -136,13 +136,13 @@ def test_few_shot_and_fewer_test_rows_after_a_run_are_no_other_run(
 def test_another_task_keeps_its_own_limits(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     change_task(folder, stop=["7"])
-    own = spec.load(folder, overrides={"data.test_rows": 6})
+    own = loading.load(folder, overrides={"data.test_rows": 6})
     other = toy.write_task(tmp_path / "other")
     plain = json.loads(other.read_text())
     del plain["max_new_tokens"]
     other.write_text(json.dumps(plain))
-    changed = spec.with_evaluation(own, task=str(other), overrides={})
-    bare = spec.bare(own.model.id, task=str(other))
+    changed = loading.with_evaluation(own, task=str(other), overrides={})
+    bare = loading.bare(own.model.id, task=str(other))
     assert (own.generation.stop, own.generation.max_new_tokens) == (("7",), 5)
     assert changed.generation == bare.generation and changed.task.test == bare.task.test
 
@@ -180,8 +180,10 @@ def test_altered_weights_are_not_scored(tmp_path: Path) -> None:
 
 def test_validations_after_the_restored_checkpoint_are_made_again(tmp_path: Path) -> None:
     """Scores of a trajectory that was dropped must not choose the best checkpoint of the next one."""
-    folder = toy.write_experiment(tmp_path, train={"eval_steps": 1, "save_steps": 50, "load_best_model_at_end": True})
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    folder = toy.write_experiment(
+        tmp_path, train={"eval_steps": 1, "load_best_model_at_end": True}, save={"save_steps": 50}
+    )
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 4:
             break
@@ -216,8 +218,8 @@ def test_less_evaluation_completed_later_equals_all(tmp_path: Path, mode: str) -
 
 
 def test_seconds_of_steps_that_are_repeated_are_counted(tmp_path: Path) -> None:
-    folder = toy.write_experiment(tmp_path, train={"save_steps": 2})
-    events = runs.events(spec.load(folder), RunStore(tmp_path / "results"))
+    folder = toy.write_experiment(tmp_path, save={"save_steps": 2})
+    events = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
     for event in events:
         if isinstance(event, Step) and event.step == 3:
             break
@@ -252,7 +254,7 @@ def test_memory_refused_while_adapting_is_not_a_config_mistake(tmp_path: Path, m
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     folder = toy.write_experiment(tmp_path)
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     base = models.load(resolved.model, "causal")
     monkeypatch.setattr(peft, "get_peft_model", full)
     with pytest.raises(torch.OutOfMemoryError):
@@ -260,7 +262,7 @@ def test_memory_refused_while_adapting_is_not_a_config_mistake(tmp_path: Path, m
 
 
 def test_a_choice_that_does_not_fit_cannot_win(tmp_path: Path) -> None:
-    resolved = spec.load(toy.write_experiment(tmp_path), overrides={"data.max_length": 12})
+    resolved = loading.load(toy.write_experiment(tmp_path), overrides={"data.max_length": 12})
     built = models.bare(models.load(resolved.model, "causal"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " " + "z" * 30), reference=0)]
     [prediction] = drained(evaluation._choose(built, rows, resolved, ()))
@@ -282,7 +284,7 @@ def test_a_method_that_adds_nothing_to_a_row_without_labels(tmp_path: Path) -> N
         adapter=adapter,
         batch={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "order": "file"},
     )
-    resolved = spec.load(folder)
+    resolved = loading.load(folder)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     cut = TokenRow(item="cut", ids=(10, 11, 12), labels_from=3, has_eos=False, truncated=True)
     whole = TokenRow(item="whole", ids=(10, 11, 12, 13, 1), labels_from=3, has_eos=True, truncated=False)
@@ -294,7 +296,7 @@ def test_a_method_that_adds_nothing_to_a_row_without_labels(tmp_path: Path) -> N
 
 
 def test_saved_events_come_with_saves(tmp_path: Path) -> None:
-    events = list(runs.events(spec.load(toy.write_experiment(tmp_path)), RunStore(tmp_path / "results")))
+    events = list(runs.events(loading.load(toy.write_experiment(tmp_path)), RunStore(tmp_path / "results")))
     assert [event.step for event in events if isinstance(event, Saved)] == [2, 4]
 
 
@@ -310,11 +312,11 @@ def test_saved_events_come_with_saves(tmp_path: Path) -> None:
 def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, overrides: dict[str, Any], match: str) -> None:
     folder = toy.write_experiment(tmp_path)
     with pytest.raises(UserError, match=match):
-        runs.run(spec.load(folder, overrides=overrides), RunStore(tmp_path / "results"))
+        runs.run(loading.load(folder, overrides=overrides), RunStore(tmp_path / "results"))
 
 
 def test_model_code_needs_the_users_own_word(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, model={"trust_remote_code": True})
     with pytest.raises(UserError, match=r"say so yourself|asks to run code"):
-        spec.load(folder)
-    assert spec.load(folder, overrides={"model.trust_remote_code": True}).model.trust_remote_code
+        loading.load(folder)
+    assert loading.load(folder, overrides={"model.trust_remote_code": True}).model.trust_remote_code

@@ -186,7 +186,8 @@ def write_experiment(
         "model": {"id": str(model.resolve())},
         "optim": {"learning_rate": 1e-2},
         "batch": {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5},
-        "train": {"max_steps": 6, "save_steps": 2},
+        "train": {"max_steps": 6},
+        "save": {"save_steps": 2},
         "data": {"forgetting": None, "max_length": 64},
     }
     for group, values in groups.items():

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftlab.errors import UserError
     from peftlab.evaluating import evaluate
+    from peftlab.loading import load, parse_overrides
     from peftlab.record import Record
     from peftlab.runs import run
-    from peftlab.spec import RunSpec, load, parse_overrides
+    from peftlab.spec import RunSpec
     from peftlab.store import RunStore
     from peftlab.verdicts.compare import compare
 
@@ -46,8 +47,8 @@ _HOMES = {
     "UserError": "peftlab.errors",
     "compare": "peftlab.verdicts.compare",
     "evaluate": "peftlab.evaluating",
-    "load": "peftlab.spec",
-    "parse_overrides": "peftlab.spec",
+    "load": "peftlab.loading",
+    "parse_overrides": "peftlab.loading",
     "run": "peftlab.runs",
 }
 

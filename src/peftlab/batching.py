@@ -6,6 +6,7 @@ The order is a pure function of (rows, settings, seed, epoch), so a position is 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from peftlab import seeds
-from peftlab.groups import BatchSettings
+from peftlab.groups import BatchSettings, TrainSettings
 from peftlab.tokenise import TokenRow
 
 IGNORE = -100
@@ -106,6 +107,7 @@ class StepRows:
 
     micro_batches: tuple[tuple[TokenRow, ...], ...]
     epoch: float
+    ends_epoch: bool = False
 
 
 def order(lengths: Sequence[int], settings: BatchSettings, rows_per_step: int, seed: int, epoch: int) -> list[int]:
@@ -123,6 +125,30 @@ def order(lengths: Sequence[int], settings: BatchSettings, rows_per_step: int, s
     size = settings.bucket_batches * rows_per_step
     buckets = (shuffled[start : start + size] for start in range(0, len(shuffled), size))
     return [row for bucket in buckets for row in sorted(bucket, key=lambda row: -lengths[row])]
+
+
+def total_steps(
+    rows: Sequence[TokenRow], settings: BatchSettings, train: TrainSettings, *, world_size: int = 1, seed: int = 0
+) -> int:
+    """Optimizer steps that a budget comes to.
+
+    Passes over the rows and rows are counted exactly; a token budget ends with the step that reaches it. The tail of
+    a pass is a step of its own.
+    """
+    if train.max_steps is not None:
+        return train.max_steps
+    stream = Stream(rows, settings, seed, world_size=world_size)
+    per_pass = math.ceil(len(rows) / stream.rows_per_step)
+    if train.max_train_tokens is not None:
+        seen = steps = 0
+        while seen < train.max_train_tokens:
+            seen += sum(len(row.ids) for row in stream.take())
+            steps += 1
+        return steps
+    samples = train.max_train_samples or (train.num_train_epochs or 0) * len(rows)
+    passes = int(samples // len(rows))
+    rest = math.ceil(samples - passes * len(rows) - 1e-9)
+    return passes * per_pass + math.ceil(rest / stream.rows_per_step)
 
 
 class Stream:
@@ -163,16 +189,23 @@ class Stream:
     def __iter__(self) -> Iterator[StepRows]:
         return self
 
-    def __next__(self) -> StepRows:
-        """The next step's rows; the position already points behind them."""
+    def take(self) -> list[TokenRow]:
+        """The next step's rows, of all processes; the position already points behind them."""
         if self._order is None:
             lengths = [len(row.ids) for row in self.rows]
             self._order = order(lengths, self.settings, self.rows_per_step, self.seed, self.epoch)
         chosen = [self.rows[index] for index in self._order[self.taken : self.taken + self.rows_per_step]]
         self.taken += len(chosen)
-        epoch = self.epoch + self.taken / len(self.rows)
         if self.taken >= len(self.rows):
             self.epoch, self.taken, self._order = self.epoch + 1, 0, None
+        return chosen
+
+    def __next__(self) -> StepRows:
+        """The next step's rows, cut for this process."""
+        chosen = self.take()
+        epoch = self.epoch + self.taken / len(self.rows)
         size = self.settings.per_device_train_batch_size
         micro = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
-        return StepRows(micro_batches=tuple(micro[self.rank :: self.world_size]), epoch=epoch)
+        return StepRows(
+            micro_batches=tuple(micro[self.rank :: self.world_size]), epoch=epoch, ends_epoch=self.taken == 0
+        )

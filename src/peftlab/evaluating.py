@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab import data, references, scoring
-from peftlab import spec as specs
+from peftlab import data, loading, references, scoring
 from peftlab.assembly import assemble
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
@@ -45,15 +44,15 @@ def evaluate(
     if model is not None:
         if task is None:
             raise UserError(f"which task should '{reference}' be scored on?", fix="add --task NAME")
-        yield from _evaluate_bare(specs.bare(model, task=task, overrides=overrides), store)
+        yield from _evaluate_bare(loading.bare(model, task=task, overrides=overrides), store)
         return
     records = store.find(reference)
     asked = dict(overrides or {})
     for record in records:
         own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
-        specs.refuse_model_code(own.model.model_dump(), asked, str(store.path_of(record)))
+        loading.refuse_model_code(own.model.model_dump(), asked, str(store.path_of(record)))
         rest = {key: value for key, value in asked.items() if key != "model.trust_remote_code"}
-        changed = specs.with_evaluation(own, task=task, overrides=rest)
+        changed = loading.with_evaluation(own, task=task, overrides=rest)
         yield from _evaluate_again(record, own, changed, store, checkpoint)
 
 

@@ -50,6 +50,7 @@ class Step:
     seconds: float
     memory_bytes: int | None
     epoch: float
+    ends_epoch: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

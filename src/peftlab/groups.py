@@ -9,6 +9,8 @@ from pydantic import field_validator, model_validator
 
 from peftlab.settings import Settings, setting
 
+BUDGETS = ("max_steps", "num_train_epochs", "max_train_samples", "max_train_tokens")
+
 
 class ModelSettings(Settings):
     """Which base model, and in what arithmetic."""
@@ -24,12 +26,29 @@ class ModelSettings(Settings):
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
     compile: bool = setting(False, "torch.compile the model (dynamic shapes)")
     trust_remote_code: bool = setting(False, "run model code that comes with the weights")
+    kv_prefix_text: str | None = setting(None, "text that a trained key-value prefix starts from")
+
+
+class QuantSettings(Settings):
+    """Precision of the frozen base weights, where it is lower than `model.dtype`."""
+
+    method: Literal["bnb-int8", "bnb-nf4", "bnb-fp4"] | None = setting(None, "quantised base; null: none")
+    double_quant: bool = setting(False, "quantise the quantisation constants too (4 bit)")
+    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = setting(None, "null: the library's choice")
+
+    @model_validator(mode="after")
+    def _possible(self) -> QuantSettings:
+        if self.method in (None, "bnb-int8") and (self.double_quant or self.compute_dtype):
+            raise ValueError("double_quant and compute_dtype belong to a 4-bit method (quant.method)")
+        return self
 
 
 class OptimSettings(Settings):
     """Optimizer and schedule."""
 
-    optimizer: str = setting("AdamW", "class of torch.optim")
+    optimizer: str = setting(
+        "AdamW", "class of torch.optim or bitsandbytes.optim, or one of peft's (lora+, lora-fa, ...)"
+    )
     learning_rate: float = setting(1e-4, "peak learning rate", gt=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
     optimizer_kwargs: dict[str, Any] = setting({}, "further arguments of the optimizer")
@@ -55,28 +74,49 @@ class BatchSettings(Settings):
         "bucketed", "seeded shuffle with or without length buckets"
     )
     bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
+    eval_order: Literal["length", "file"] = setting(
+        "length", "rows of an evaluation: sorted by length, or as they come", key="eval"
+    )
 
 
 class TrainSettings(Settings):
     """The budget, and what happens along the way."""
 
-    max_steps: int = setting(1000, "optimizer steps", gt=0)
+    max_steps: int | None = setting(1000, "budget in optimizer steps", gt=0)
+    num_train_epochs: float | None = setting(None, "budget in passes over the rows, instead of max_steps", gt=0)
+    max_train_samples: int | None = setting(None, "budget in rows, instead of max_steps", gt=0)
+    max_train_tokens: int | None = setting(None, "budget in tokens (padding not counted), instead of max_steps", gt=0)
+    eval_strategy: Literal["no", "steps", "epoch"] = setting("steps", "when to validate")
     eval_steps: int | None = setting(None, "validate every so many steps; null: not during training", gt=0)
-    save_steps: int = setting(50, "checkpoint every so many steps", key="none", gt=0)
-    save_total_limit: int = setting(2, "checkpoints kept for resuming", key="none", gt=0)
+    total_eval_times: int | None = setting(None, "validate so many times, evenly, instead of eval_steps", gt=0)
     evaluate: Literal["none", "valid", "all"] = setting("all", "which evaluations `run` makes", key="none")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast during training (AMP)")
     load_best_model_at_end: bool = setting(False, "keep the checkpoint with the best validation metric")
     metric_for_best_model: str | None = setting(None, "null: the task's primary metric")
     early_stopping_patience: int | None = setting(None, "stop after so many validations without a gain", gt=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, values: Any) -> Any:
+        """Another budget stands in the place of the default number of steps."""
+        if isinstance(values, dict) and "max_steps" not in values and any(values.get(name) for name in BUDGETS[1:]):
+            return {**values, "max_steps": None}
+        return values
+
     @model_validator(mode="after")
     def _possible(self) -> TrainSettings:
-        if self.eval_steps is not None and self.eval_steps > self.max_steps:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"one budget, please: {', '.join(given) or 'none'} given, of {', '.join(BUDGETS)}")
+        if self.eval_steps is not None and self.total_eval_times is not None:
+            raise ValueError("eval_steps and total_eval_times say the same thing in two ways: give one")
+        if self.eval_strategy == "epoch" and (self.eval_steps or self.total_eval_times):
+            raise ValueError("eval_strategy: epoch validates after each pass over the rows: leave eval_steps out")
+        if self.eval_steps is not None and self.max_steps is not None and self.eval_steps > self.max_steps:
             raise ValueError(f"eval_steps ({self.eval_steps}) is larger than max_steps ({self.max_steps})")
-        if self.steered and self.eval_steps is None:
+        if self.steered and not self.validates:
             raise ValueError("load_best_model_at_end and early_stopping_patience need eval_steps")
-        if self.evaluate == "valid" and self.eval_steps is None:
+        if self.evaluate == "valid" and not self.validates:
             raise ValueError("evaluate: valid scores the validation rows at each eval_steps, which is not set")
         if self.steered and self.evaluate == "none":
             raise ValueError("load_best_model_at_end and early_stopping_patience need evaluate: valid or all")
@@ -86,6 +126,36 @@ class TrainSettings(Settings):
     def steered(self) -> bool:
         """Whether validation scores decide which weights are kept."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validations during training."""
+        if self.eval_strategy == "steps":
+            return self.eval_steps is not None or self.total_eval_times is not None
+        return self.eval_strategy == "epoch"
+
+
+class SaveSettings(Settings):
+    """What is written to disk on the way; none of it changes a result."""
+
+    save_strategy: Literal["no", "steps", "epoch"] = setting("steps", "when to write a checkpoint", key="none")
+    save_steps: int = setting(50, "checkpoint every so many steps", key="none", gt=0)
+    save_total_limit: int = setting(2, "checkpoints kept for resuming", key="none", gt=0)
+    output_dir: str | None = setting(None, "folder that also gets adapter, tokenizer and metrics", key="none")
+
+
+class LaunchSettings(Settings):
+    """How many processes train the run together."""
+
+    num_processes: int = setting(1, "processes; the launcher must deliver as many", gt=0)
+
+
+class TrackSettings(Settings):
+    """Where the run reports to while it goes on."""
+
+    report_to: tuple[str, ...] = setting((), "trackers: tensorboard, wandb", key="none", strict=False)
+    project: str = setting("peftlab", "name that runs are grouped under", key="none")
+    log_samples: int = setting(0, "generated samples shown at each evaluation", key="none", ge=0)
 
 
 class GenerationSettings(Settings):
@@ -99,6 +169,9 @@ class GenerationSettings(Settings):
     top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
     top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
     num_beams: int = setting(1, "beams", key="eval", gt=0)
+    limits: Literal["row", "batch"] = setting(
+        "row", "max_length counts each row's own prompt, or the longest prompt of its batch", key="eval"
+    )
     stop: tuple[str, ...] = setting(
         (), "strings that end an answer; the task may name its own", key="eval", strict=False
     )
@@ -120,6 +193,10 @@ class DataSettings(Settings):
     max_length: int = setting(768, "tokens per training row; longer rows are cut and counted", gt=1)
     loss_mask: Literal["answer", "everything"] = setting("answer", "tokens that the loss is taken on")
     eos_weight: float = setting(1.0, "weight of the end-of-sequence token in the loss", ge=0)
+    prompt: str | None = setting(None, "template in the place of the task's", key="none")
+    max_characters: int | None = setting(
+        None, "drop longer training rows; null: the task's limit, 0: keep all", key="none", ge=0
+    )
     data_seed: int = setting(0, "which rows are drawn, and which few-shot examples")
     train_rows: int | float | None = setting(None, "draw this many (or this share) of the training rows", key="none")
     valid_rows: int | float | None = setting(None, "the same for validation", key="none")
@@ -130,9 +207,13 @@ class DataSettings(Settings):
 
 GROUPS: Mapping[str, type[Settings]] = {
     "model": ModelSettings,
+    "quant": QuantSettings,
     "optim": OptimSettings,
     "batch": BatchSettings,
     "train": TrainSettings,
+    "save": SaveSettings,
     "generation": GenerationSettings,
     "data": DataSettings,
+    "launch": LaunchSettings,
+    "track": TrackSettings,
 }

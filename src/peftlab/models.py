@@ -35,6 +35,8 @@ transformers_logging.disable_progress_bar()
 
 Kind = Literal["causal", "classify"]
 TASK_TYPES: Mapping[str, str] = {"causal": "CAUSAL_LM", "classify": "SEQ_CLS"}
+UNKNOWN_BUDGET = 1_000_000
+"""Steps that a schedule is built for while nobody has counted the rows; such an adapter is looked at, not trained."""
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -305,7 +307,7 @@ def method_of(adapter: Mapping[str, Any] | None) -> Method:
     return Method()
 
 
-def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
+def adapt(base: Base, spec: RunSpec, *, calibration: Any = None, total_steps: int | None = None) -> Built:
     """Put the experiment's adapter on the base (or free all weights for full fine-tuning), seeded by stream `adapter`.
 
     Raises:
@@ -322,7 +324,9 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None) -> Built:
         model.requires_grad_(True)
     else:
         where = str(Path(spec.folder) / ADAPTER_FILE)
-        config, dropped = adapter_config(spec.adapter, base.kind, max_steps=spec.train.max_steps, where=where)
+        config, dropped = adapter_config(
+            spec.adapter, base.kind, max_steps=total_steps or spec.train.max_steps or UNKNOWN_BUDGET, where=where
+        )
         with randomness.seeded(spec.seed, "adapter"), quiet_peft():
             try:
                 if method.wrap is not None:

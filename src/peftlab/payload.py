@@ -163,7 +163,7 @@ def first_record(spec: RunSpec, *, category: Category, created_at: str) -> Recor
 
 
 def thin(rows: Sequence[Mapping[str, Any]], at_most: int = 100) -> dict[str, list[Any]]:
-    """A step log as columns of about `at_most` points, the first and the last among them; None where a row has no value."""
+    """A step log as columns of about `at_most` points, first and last among them; None where a row has no value."""
     kept = {0, len(rows) - 1} if rows else set()
     others = [number for number in range(len(rows)) if number not in kept]
     room = min(max(at_most - len(kept), 0), len(others))

@@ -11,6 +11,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peftlab.errors import UserError, unknown_name
@@ -158,7 +159,75 @@ class Engine:
     returns_token_ids: bool = True
 
 
-KINDS: Mapping[str, type] = {"graders": Grader, "engines": Engine, "methods": Method}
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """An experiment as it lies on disk, before anybody decided what its words mean.
+
+    Attributes:
+        path: The experiment's folder, or its single YAML file.
+        parameters: Content of the parameter file or the YAML; None where a folder has no such file.
+        adapter: Content of adapter_config.json, or None.
+        where: What an error names as the place of a mistake.
+    """
+
+    path: Path
+    parameters: Mapping[str, Any] | None
+    adapter: Mapping[str, Any] | None
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """The same experiment in our own words: groups of settings, `task`, `seed`; peft's config; notes for the user."""
+
+    parameters: Mapping[str, Any]
+    adapter: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """A foreign format of experiments and results. Plain data in, plain data out; no torch.
+
+    Attributes:
+        recognises: (Foreign) -> whether it is written in this dialect; raises when two styles are mixed.
+        to_native: (Foreign) -> Native.
+        export_result: (record as plain data, facts) -> a result in the foreign format; None: there is none.
+        import_result: (foreign result, where) -> a record as plain data.
+    """
+
+    recognises: Callable[[Foreign], bool]
+    to_native: Callable[[Foreign], Native]
+    export_result: Callable[..., Mapping[str, Any]] | None = None
+    import_result: Callable[..., Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """A place that a run reports to while it goes on. Never required, never able to stop a run.
+
+    Attributes:
+        open: (spec as plain data, folder of the run) -> `write(event)`, called with every event, and `close()`.
+    """
+
+    open: Callable[..., TrackerSession]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSession:
+    """One run's open report."""
+
+    write: Callable[[Any], None]
+    close: Callable[[], None] = lambda: None
+
+
+KINDS: Mapping[str, type] = {
+    "graders": Grader,
+    "engines": Engine,
+    "methods": Method,
+    "dialects": Dialect,
+    "trackers": Tracker,
+}
 
 
 # -------------------------------------------------------------------------------------------------------- look-up

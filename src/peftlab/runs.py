@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import (
+    batching,
     bookkeeping,
     checkpoint,
     data,
@@ -106,7 +107,7 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     if slot.finished is None:
         slot.part_seconds("data", time.perf_counter() - started)
     if trained is None:
-        wanted = scoring.wanted_evaluations(spec, step=spec.train.max_steps, role="last")
+        wanted = scoring.wanted_evaluations(spec, step=0, role="last")
         start = [one for one in scoring.missing(spec, store, slot, wanted, key) if one.step is None]
         base = yield from scoring.score_start(spec, store, rows, start)
         yield from _train(spec, rows, slot, base, options, git)
@@ -155,10 +156,12 @@ def _train(
     yield Stage(text=f"preparing {spec.method} on {spec.model.id}")
     base = base or scoring.load_base(spec)
     scoring.same_model(slot, base.facts)
-    built = models.adapt(base, spec)
-    token_rows, facts = _token_rows(built, rows, spec)
+    token_rows, facts = _token_rows(base, rows, spec)
     stream = Stream(token_rows, spec.batch, spec.seed)
-    state = training.start(built, spec)
+    total = batching.total_steps(token_rows, spec.batch, spec.train, seed=spec.seed)
+    due = Due.of(spec, total)
+    built = models.adapt(base, spec, total_steps=total)
+    state = training.start(built, spec, total_steps=total)
     reference = bookkeeping.take_reference(built)
     notes = checkpoint.restore(
         slot.folder / "checkpoints", built, stream, state, any_environment=options.any_environment
@@ -178,17 +181,17 @@ def _train(
         slot.part_seconds("repeated", repeated)
     unknown_peak = measure.reset_peak_memory()
     yield Started(
-        stem=spec.stem, folder=str(slot.folder), step=state.step, max_steps=spec.train.max_steps, notes=tuple(notes)
+        stem=spec.stem, folder=str(slot.folder), step=state.step, max_steps=total, notes=(*spec.notes, *notes)
     )
     for step in training.steps(built, stream, spec, state):
         slot.log(_curve_row(step))
         yield step
-        if spec.train.eval_steps and step.step % spec.train.eval_steps == 0:
+        if due.validation(step):
             yield from _validate(spec, rows, slot, built, state)
             if _stop_early(spec, state):
                 slot.put(stopped_early=step.step)
                 break
-        if step.step % spec.train.save_steps == 0 and step.step < spec.train.max_steps:
+        if due.checkpoint(step) and step.step < total:
             yield _save(spec, slot, built, stream, state, reference, unknown_peak)
     moved = bookkeeping.moved_base_weights(built, reference)
     if moved:
@@ -196,13 +199,58 @@ def _train(
     _keep(spec, slot, built, state, unknown_peak)
 
 
-def _token_rows(
-    built: models.Built, rows: data.Rows, spec: RunSpec
-) -> tuple[list[tokenise.TokenRow], Mapping[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """When validations and checkpoints fall due, once the number of steps is known."""
+
+    eval_strategy: str
+    eval_steps: int | None
+    save_strategy: str
+    save_steps: int
+
+    @classmethod
+    def of(cls, spec: RunSpec, total_steps: int) -> Due:
+        """The schedule of a run of so many steps.
+
+        Raises:
+            UserError: The run would end before its first validation.
+        """
+        train = spec.train
+        every = train.eval_steps
+        if train.total_eval_times is not None:
+            every = max(1, total_steps // train.total_eval_times)
+        if train.eval_strategy == "steps" and every is not None and every > total_steps:
+            raise UserError(
+                f"train.eval_steps ({every}) is larger than the {total_steps} steps that the budget comes to",
+                fix="lower train.eval_steps, or set train.eval_strategy=epoch",
+            )
+        return cls(
+            eval_strategy=train.eval_strategy,
+            eval_steps=every,
+            save_strategy=spec.save.save_strategy,
+            save_steps=spec.save.save_steps,
+        )
+
+    def validation(self, step: Step) -> bool:
+        """Whether the validation rows are scored after this step."""
+        return _falls_due(self.eval_strategy, self.eval_steps, step)
+
+    def checkpoint(self, step: Step) -> bool:
+        """Whether a checkpoint is written after this step."""
+        return _falls_due(self.save_strategy, self.save_steps, step)
+
+
+def _falls_due(strategy: str, every: int | None, step: Step) -> bool:
+    if strategy == "epoch":
+        return step.ends_epoch
+    return strategy == "steps" and every is not None and step.step % every == 0
+
+
+def _token_rows(base: models.Base, rows: data.Rows, spec: RunSpec) -> tuple[list[tokenise.TokenRow], Mapping[str, Any]]:
     if not rows.train:
         raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
     return tokenise.tokenise(
-        rows.train, built.tokenizer, kind=built.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
+        rows.train, base.tokenizer, kind=base.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
     )
 
 
@@ -212,7 +260,7 @@ def _dropped_keys(built: models.Built) -> list[str]:
 
 
 def _curve_row(step: Step) -> dict[str, Any]:
-    return {name: value for name, value in vars(step).items() if value is not None}
+    return {name: value for name, value in vars(step).items() if value is not None and name != "ends_epoch"}
 
 
 def _counts(built: models.Built) -> dict[str, int]:
@@ -233,7 +281,7 @@ def _save(
 ) -> Saved:
     started = time.perf_counter()
     folder = checkpoint.save(
-        slot.folder / "checkpoints", built, stream, state, reference, keep=spec.train.save_total_limit
+        slot.folder / "checkpoints", built, stream, state, reference, keep=spec.save.save_total_limit
     )
     seconds = time.perf_counter() - started
     slot.part_seconds("checkpoints", seconds)

@@ -232,8 +232,13 @@ def load(name: str) -> Task:
                 fix="write the rows to a file in the shape that the YAML describes, and remove the .py",
             )
         data["convert"] = digest(code.read_text(encoding="utf-8"))
+    return task_of({"name": path.stem, **data}, where=str(path))
+
+
+def task_of(data: Mapping[str, Any], *, where: str) -> Task:
+    """The task that a mapping describes, as a task file does; one written into an experiment has a `name` too."""
     fix = f"see a task that works, such as {TASK_FOLDER / available()[0]}.yaml"
-    return validated(Task, {"name": path.stem, **data}, where=str(path), fix=fix)
+    return validated(Task, data, where=where, fix=fix)
 
 
 def measured_metrics(task: Task) -> list[str]:

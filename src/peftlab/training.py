@@ -36,6 +36,7 @@ class State:
     """Everything that moves from step to step besides the model's own tensors.
 
     Attributes:
+        total_steps: Optimizer steps of the whole budget.
         step: Optimizer steps done.
         own_objective: Whether the method adds a term of its own to a labelled loss; None before step 1.
         scaler: Loss scaler of fp16 AMP, else disabled.
@@ -44,33 +45,36 @@ class State:
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    total_steps: int
     step: int = 0
     own_objective: bool | None = None
     best: dict[str, Any] = field(default_factory=dict)
 
 
-def start(built: Built, spec: RunSpec) -> State:
+def start(built: Built, spec: RunSpec, *, total_steps: int | None = None) -> State:
     """The state before step 1."""
     scaler = torch.amp.GradScaler(built.device.type, enabled=spec.train.mixed_precision == "fp16")
-    return State(optimizer=optim.build(built.trainable(), spec.optim), scaler=scaler)
+    total = total_steps or spec.train.max_steps
+    assert total is not None, "a budget that is no number of steps is counted by whoever has the rows"
+    return State(optimizer=optim.build(built.trainable(), spec.optim), scaler=scaler, total_steps=total)
 
 
 def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator[Step]:
-    """Train from `state.step` to `spec.train.max_steps`, yielding after each step.
+    """Train from `state.step` to `state.total_steps`, yielding after each step.
 
     Raises:
         Diverged: NaN or infinite loss.
     """
     parameters = built.trainable()
     after_step = built.method.after_step or _tuner_hook(built)
-    while state.step < spec.train.max_steps:
+    while state.step < state.total_steps:
         started = time.perf_counter()
         rows = next(stream)
         state.step += 1
         built.model.train()
         models.use_arithmetic(spec.model)
         randomness.reseed(spec.seed, "dropout", state.step, stream.rank)
-        rate = optim.learning_rate(spec.optim, state.step, spec.train.max_steps)
+        rate = optim.learning_rate(spec.optim, state.step, state.total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         sums = _accumulate(built, rows, spec, state)
@@ -100,6 +104,7 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
             seconds=time.perf_counter() - started,
             memory_bytes=measure.current_memory_bytes(),
             epoch=rows.epoch,
+            ends_epoch=rows.ends_epoch,
         )
 
 

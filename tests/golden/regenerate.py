@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import toy
-from peftlab import measure, runs, spec
+from peftlab import loading, measure, runs
 from peftlab.groups import GROUPS
 from peftlab.record import to_json
 from peftlab.spec import RunSpec
@@ -39,7 +39,7 @@ def keys() -> dict[str, dict[str, str]]:
     """Keys of every shipped experiment, and of a few overrides of one on a hub model."""
     found = {}
     for file in sorted(EXPERIMENTS.glob("*/*/training_params.json")):
-        found[f"{file.parent.parent.name}/{file.parent.name}"] = _keys(spec.load(file.parent))
+        found[f"{file.parent.parent.name}/{file.parent.name}"] = _keys(loading.load(file.parent))
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "lora" / "fixed"
         folder.mkdir(parents=True)
@@ -54,13 +54,13 @@ def keys() -> dict[str, dict[str, str]]:
             {"data.train_rows": 100},
         ]
         for overrides in variants:
-            found[f"hub {json.dumps(overrides)}"] = _keys(spec.load(folder, overrides=overrides))
-        found["hub seed 1"] = _keys(spec.load(folder, seed=1))
+            found[f"hub {json.dumps(overrides)}"] = _keys(loading.load(folder, overrides=overrides))
+        found["hub seed 1"] = _keys(loading.load(folder, seed=1))
     return found
 
 
 def _keys(resolved: RunSpec) -> dict[str, str]:
-    source = resolved.step_identity(resolved.train.max_steps)
+    source = resolved.step_identity(resolved.train.max_steps or 0)
     return {
         "train": resolved.train_key,
         "arm": resolved.arm,
@@ -95,7 +95,8 @@ def losses() -> dict[str, list[float]]:
     for name, changes in CASES.items():
         with tempfile.TemporaryDirectory() as root:
             folder = toy.write_experiment(Path(root), **changes)
-            record = runs.run(spec.load(folder, overrides={"train.evaluate": "none"}), RunStore(Path(root) / "results"))
+            resolved = loading.load(folder, overrides={"train.evaluate": "none"})
+            record = runs.run(resolved, RunStore(Path(root) / "results"))
             found[name] = record.curve["loss"]
     return found
 
@@ -121,7 +122,7 @@ def main() -> None:
     if not (FOLDER / "record-1.json").exists():
         with tempfile.TemporaryDirectory() as root:
             folder = toy.write_experiment(Path(root), train={"eval_steps": 3})
-            record = runs.run(spec.load(folder), RunStore(Path(root) / "results"))
+            record = runs.run(loading.load(folder), RunStore(Path(root) / "results"))
             text = to_json(record).replace(root, "/somewhere")
             (FOLDER / "record-1.json").write_text(text + "\n")
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.spec import RunSpec, load, parse_overrides
+from peftlab.loading import load, parse_overrides
+from peftlab.spec import RunSpec
 
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*=")
 
@@ -23,10 +24,10 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return [word for word in words if word not in settings], settings
 
 
-def load_spec(path: str | Path, overrides: Mapping[str, Any]) -> RunSpec:
-    """`spec.load` with `task` and `seed` taken out of the overrides."""
+def load_spec(path: str | Path, overrides: Mapping[str, Any], dialect: str | None = None) -> RunSpec:
+    """`loading.load` with `task` and `seed` taken out of the overrides."""
     rest = dict(overrides)
-    return load(path, task=rest.pop("task", None), seed=rest.pop("seed", None), overrides=rest)
+    return load(path, task=rest.pop("task", None), seed=rest.pop("seed", None), overrides=rest, dialect=dialect)
 
 
 def parse(settings: Sequence[str]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import typer
 from peftlab import protocols, references, task
 from peftlab.cli import arguments, catalogue, problem_text, tables, units
 from peftlab.errors import UserError, unknown_name
-from peftlab.settings import read_json
-from peftlab.spec import ADAPTER_FILE, PARAMETER_FILES, RunSpec
+from peftlab.folders import PARAMETER_FILES, YAML_SUFFIXES
+from peftlab.settings import read_json, read_yaml
+from peftlab.spec import ADAPTER_FILE, RunSpec
 
 DEFAULT_FOLDER = "experiments"
-_TASK_SUFFIXES = (".yaml", ".yml")
 
 
 def check(words: Sequence[str], *, with_model: bool) -> None:
@@ -63,7 +63,7 @@ def _targets(path: str) -> list[str]:
 
 def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool) -> list[UserError]:
     problems: list[UserError] = []
-    is_task = target.endswith(_TASK_SUFFIXES) or (not Path(target).exists() and target in task.available())
+    is_task = _names_task(target)
     try:
         if is_task:
             _report_task(task.load(target), problems)
@@ -76,6 +76,14 @@ def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool) -
     except OSError as error:
         problems.append(UserError(f"{target} cannot be read: {error}", fix="check the file and its permissions"))
     return list({problem.message: problem for problem in problems}.values())
+
+
+def _names_task(target: str) -> bool:
+    """A task's name or its file; a YAML that is a whole experiment has a model in it."""
+    path = Path(target)
+    if path.suffix in YAML_SUFFIXES and path.is_file():
+        return "model" not in read_yaml(path)
+    return path.suffix in YAML_SUFFIXES or (not path.exists() and target in task.available())
 
 
 def _check_files(folder: Path, problems: list[UserError]) -> None:
@@ -110,7 +118,11 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
     }
     for part in ("valid", "test"):
         if getattr(spec.task, part) is not None:
-            lines[f"{part} key"] = spec.evaluation_key(part, spec.step_identity(spec.train.max_steps))
+            steps = spec.train.max_steps
+            known = steps is not None
+            lines[f"{part} key"] = (
+                spec.evaluation_key(part, spec.step_identity(steps or 0)) if known else "once the steps are counted"
+            )
             lines[f"{part} key of the base"] = spec.evaluation_key(part, spec.base_identity())
     if with_model and not problems:
         lines["parameters"] = _parameters_text(spec)

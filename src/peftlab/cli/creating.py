@@ -11,7 +11,8 @@ import typer
 from peftlab import task as tasks
 from peftlab.cli import catalogue
 from peftlab.errors import UserError
-from peftlab.spec import ADAPTER_FILE, PARAMETER_FILES
+from peftlab.folders import PARAMETER_FILES
+from peftlab.spec import ADAPTER_FILE
 
 
 def new(method: str, name: str, *, model: str | None, task: str | None, experiments: str) -> None:

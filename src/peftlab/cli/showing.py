@@ -14,7 +14,8 @@ import typer
 
 from peftlab.cli import arguments, tables, units
 from peftlab.errors import UserError
-from peftlab.spec import RunSpec, bare
+from peftlab.loading import bare
+from peftlab.spec import RunSpec
 
 if TYPE_CHECKING:
     from peftlab.tokenise import TokenRow

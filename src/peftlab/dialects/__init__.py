@@ -1,0 +1,1 @@
+"""Plug-ins: foreign formats, one file each; see `peftlab.protocols.Dialect`."""

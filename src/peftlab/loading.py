@@ -1,0 +1,253 @@
+"""From an experiment, a task and overrides to one frozen RunSpec; strict, and every mistake has a name.
+
+Everything here is declared, not measured: no torch, no download.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftlab.errors import UserError, nearest
+from peftlab.folders import read
+from peftlab.groups import GROUPS, GenerationSettings
+from peftlab.settings import validated
+from peftlab.spec import RunSpec
+from peftlab.task import Task, task_of
+from peftlab.task import load as load_task
+
+_LISTED = "peftlab list settings names every setting with its type, default and meaning"
+
+
+def load(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    seed: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    dialect: str | None = None,
+) -> RunSpec:
+    """Resolve an experiment, a task and overrides to one frozen RunSpec.
+
+    Args:
+        path: `experiments/<method>/<name>/`, holding an optional adapter_config.json and training_params.json; or a
+            YAML file with model, adapter, task and settings in one.
+        task: A task's name; overrides the experiment's.
+        seed: Overrides the experiment's.
+        overrides: Dotted keys to values, such as `{"optim.learning_rate": 2e-4}`.
+        dialect: The foreign dialect that the experiment is written in (`s0`, `s1`); None: found out by looking.
+
+    Raises:
+        UserError: Anything wrong in the folder, the files or the overrides.
+    """
+    experiment = read(path, dialect=dialect)
+    where = experiment.where
+    plain: dict[str, Any] = {name: dict(_group(experiment.parameters, name, where)) for name in GROUPS}
+    top = {name: value for name, value in experiment.parameters.items() if name not in GROUPS}
+    if task is not None:
+        top["task"] = task
+    if seed is not None:
+        top["seed"] = seed
+    for key, value in (overrides or {}).items():
+        _override(plain, top, key, value)
+    if overrides or task is not None or seed is not None:
+        where += " with the settings of the command line"
+    _known_top_level(top, where)
+    if "task" not in top:
+        raise UserError(f"{path}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
+    groups = {
+        name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
+    }
+    refuse_model_code(plain["model"], overrides or {}, where)
+    resolved_task = _with_data(_task(top["task"], where), groups["data"])
+    names = {"experiment": experiment.name, "seed": top.get("seed", 0), "notes": experiment.notes}
+    parts = {"folder": str(experiment.folder), "task": resolved_task, "adapter": experiment.adapter}
+    groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
+
+
+def _task(named: Any, where: str) -> Task:
+    """A task by name, by its file's path, or written out in the experiment itself."""
+    if isinstance(named, str):
+        return load_task(named)
+    if not isinstance(named, dict):
+        raise UserError(f"{where}: 'task' = {json.dumps(named)[:80]} is no task", fix="name one (peftlab list tasks)")
+    return task_of(named, where=f"{where} [task]")
+
+
+def refuse_model_code(model: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    """A received folder or record must not be able to run code: only the user's own words allow it.
+
+    Raises:
+        UserError: The file asks for it, the overrides do not.
+    """
+    if model.get("trust_remote_code") and not overrides.get("model.trust_remote_code"):
+        raise UserError(
+            f"{where}: the file asks to run code that comes with the model (model.trust_remote_code)",
+            fix="if you trust that code, say so yourself on the command line: model.trust_remote_code=true",
+        )
+
+
+def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """A spec for scoring a model as it is, without training: only its evaluation identity is used."""
+    plain: dict[str, Any] = {name: {} for name in GROUPS}
+    top: dict[str, Any] = {}
+    for key, value in {"model.id": model_id, **(overrides or {})}.items():
+        _override(plain, top, key, value)
+    _known_top_level(top, "command line")
+    groups = {
+        name: validated(model, plain[name], where=f"command line [{name}]", fix=_LISTED)
+        for name, model in GROUPS.items()
+    }
+    resolved_task = _with_data(load_task(task), groups["data"])
+    groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    name = re.sub(r"[^A-Za-z0-9._+=-]+", "-", model_id.rsplit(":", 1)[-1]).strip("-.")
+    return validated(RunSpec, {"experiment": f"base/{name}", "task": resolved_task, **groups}, where="command line")
+
+
+def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, Any]) -> RunSpec:
+    """A finished run's spec with other evaluation settings or another task; what was trained stays what it is.
+
+    Raises:
+        UserError: A setting that would have changed the training.
+    """
+    plain = {name: getattr(spec, name).model_dump(mode="json") for name in GROUPS}
+    plain["train"]["evaluate"] = "all"
+    if task is not None:  # another task has its own limits and rows
+        defaults = GenerationSettings()
+        plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
+        plain["data"].update(train_rows=None, valid_rows=None, test_rows=None)
+    for key, value in overrides.items():
+        group, dot, name = key.partition(".")
+        _refuse_rows(key, spec.task)
+        if not dot:
+            _refuse_top_level(key)
+        field = GROUPS[group].model_fields.get(name) if group in GROUPS else None
+        extra = field.json_schema_extra if field is not None else None
+        if field is not None and (not isinstance(extra, dict) or extra["key"] == "train"):
+            raise UserError(
+                f"{key} belongs to the training of {spec.experiment}, which is done",
+                fix="run it with that setting instead",
+            )
+        _override(plain, {}, key, value)
+    groups = {
+        name: validated(model, plain[name], where=f"command line [{name}]", fix=_LISTED)
+        for name, model in GROUPS.items()
+    }
+    resolved = load_task(task) if task is not None else spec.task
+    resolved = _with_data(resolved, groups["data"])
+    if task is not None:
+        given = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("generation.")}
+        groups["generation"] = _task_limits(groups["generation"], given, resolved)
+    fields = {name: getattr(spec, name) for name in RunSpec.model_fields}
+    return validated(RunSpec, {**fields, **groups, "task": resolved}, where="command line")
+
+
+def _refuse_rows(key: str, task: Task) -> None:
+    """Drawing other test rows from the rows that were trained on would score what was learnt by heart."""
+    shared = task.train is not None and task.test is not None and task.train.pool == task.test.pool
+    if key in ("data.train_rows", "data.valid_rows") or (key == "data.test_rows" and shared):
+        raise UserError(
+            f"{key} decides which rows the run was trained on, which is done", fix="run it with that setting instead"
+        )
+
+
+def _refuse_top_level(key: str) -> None:
+    """What stands in no group makes another run, or is no setting at all."""
+    if key == "task":
+        raise UserError("task=... makes another run", fix="to score this one on another task, give --task NAME")
+    _known_top_level({key: None}, "command line")
+    raise UserError(f"'{key}' belongs to the training, which is done", fix="run it with that setting instead")
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """`key=value` arguments of a command line; values are JSON where they parse as such, else text."""
+    result: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{argument}' is no setting", fix="write it as key=value, such as train.max_steps=200")
+        if key in result:
+            raise UserError(f"'{key}' is given twice", fix="give it once")
+        try:
+            result[key] = json.loads(text)
+        except ValueError:
+            result[key] = text
+    return result
+
+
+def _group(parameters: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    value = parameters.get(name, {})
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{where}: '{name}' is a group and must be an object, not {json.dumps(value)}", fix="write {...}"
+        )
+    return value
+
+
+def _override(groups: dict[str, dict[str, Any]], top: dict[str, Any], key: str, value: Any) -> None:
+    group, dot, name = key.partition(".")
+    if not dot:
+        if key in GROUPS:
+            raise UserError(f"override '{key}' names a group", fix=f"name one of its settings: {key}.<setting>=value")
+        top[key] = value
+        return
+    if group not in groups:
+        guess = nearest(group, GROUPS)
+        raise UserError(
+            f"override '{key}': unknown group '{group}'", fix=f"groups: {', '.join(GROUPS)}; nearest: {guess}"
+        )
+    head, dot, rest = name.partition(".")
+    if not dot:
+        groups[group][name] = value
+        return
+    inner = groups[group].get(head, {})
+    if not isinstance(inner, dict):
+        raise UserError(f"override '{key}': '{head}' is not an object", fix=f"set {group}.{head} itself")
+    groups[group][head] = {**inner, rest: value}
+
+
+def _known_top_level(top: Mapping[str, Any], where: str) -> None:
+    known = ["task", "seed", *GROUPS]
+    for key in top:
+        if key not in known:
+            owners = [f"{group}.{key}" for group, model in GROUPS.items() if key in model.model_fields]
+            guess = owners[0] if owners else nearest(key, known)
+            hint = f"did you mean '{guess}'?" if guess else f"known keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key '{key}'", fix=hint)
+
+
+def _with_data(task: Task, data: Any) -> Task:
+    """The task with what the settings change of it: its rows and its prompt."""
+    changes: dict[str, Any] = {}
+    for part in ("train", "valid", "test"):
+        rows = getattr(data, f"{part}_rows")
+        if rows is None:
+            continue
+        source = getattr(task, part)
+        if source is None:
+            raise UserError(f"data.{part}_rows: task '{task.name}' has no {part} part", fix="remove the setting")
+        place = f"data.{part}_rows = {rows}"
+        changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=place, fix=_LISTED)
+    if data.max_characters is not None and task.train is not None:
+        train = changes.get("train", task.train)
+        changes["train"] = train.model_copy(update={"max_characters": data.max_characters or None})
+    if data.prompt is not None:
+        changes["prompt"] = data.prompt
+        given = {**{name: getattr(task, name) for name in type(task).model_fields}, **changes}
+        return validated(type(task), given, where=f"data.prompt = {json.dumps(data.prompt)}", fix=_LISTED)
+    return task.model_copy(update=changes)
+
+
+def _task_limits(generation: Any, given: Mapping[str, Any], task: Task) -> GenerationSettings:
+    """The task's own limit and stop strings stand in the default's place, not in the user's."""
+    update: dict[str, Any] = {}
+    if "max_new_tokens" not in given and task.max_new_tokens is not None:
+        update["max_new_tokens"] = task.max_new_tokens
+    if "stop" not in given and task.stop:
+        update["stop"] = task.stop
+    resolved: GenerationSettings = generation.model_copy(update=update)
+    return resolved

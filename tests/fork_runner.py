@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,11 +33,18 @@ class Runner:
 
     def run(self, experiment: Path, results: Path, *, kill: str | None = None, count: int = 1, **more: Any) -> int:
         """Run an experiment; `kill` names the moment, `count` which occurrence of it."""
+        return self.launch(1, experiment, results, kill=kill, count=count, **more)[0]
+
+    def launch(
+        self, processes: int, experiment: Path, results: Path, *, kill: str | None = None, count: int = 1, **more: Any
+    ) -> list[int]:
+        """Run an experiment in several processes, as a launcher would; of them, number `victim` is killed."""
+        more = {"victim": 0, "processes": processes, **more}
         command = {"experiment": str(experiment), "results": str(results), "kill": kill, "count": count, **more}
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return [int(code) for code in json.loads(self._process.stdout.readline())]
 
     def close(self) -> None:
         """End the server."""
@@ -101,12 +109,15 @@ def _arm(kill: str, count: int) -> None:
         raise ValueError(kill)
 
 
-def _obey(command: dict[str, Any]) -> int:
+def _obey(command: dict[str, Any], rank: int, port: int) -> int:
     from peftlab import loading, runs
     from peftlab.errors import UserError
     from peftlab.store import RunStore
 
-    if command["kill"]:
+    if command["processes"] > 1:
+        here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": command["processes"], "MASTER_PORT": port}
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}})
+    if command["kill"] and command["victim"] == rank:
         _arm(command["kill"], command["count"])
     try:
         resolved = loading.load(command["experiment"], overrides=command.get("overrides"), task=command.get("task"))
@@ -137,20 +148,29 @@ def _serve() -> None:
     torch.set_num_threads(1)
     _warm_up()
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = _obey(json.loads(line))
-            except BaseException:
-                import traceback
+        command = json.loads(line)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = [_child(command, rank, port) for rank in range(command["processes"])]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
 
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+
+def _child(command: dict[str, Any], rank: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        code = _obey(command, rank, port)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import toy
 from peftlab import data, evaluation, generation, loading, models, randomness, tokenise
-from peftlab.groups import GenerationSettings
+from peftlab.groups import BatchSettings, GenerationSettings
 from peftlab.protocols import Completion, Example, Prompt, find
 
 PROMPT_METHODS: dict[str, dict[str, Any]] = {
@@ -206,3 +207,45 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
                 logits = built.model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
             expected = sum(float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole)))
             assert score == pytest.approx(expected, rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- S0's batches and limits
+
+
+def lengths(*numbers: int) -> list[Prompt]:
+    return [Prompt(token_ids=tuple(range(number)), max_new_tokens=1) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("order", "equal", "expected"),
+    [
+        ("length", False, [[3, 1], [0, 4], [2]]),
+        ("length", True, [[3], [1], [0, 4], [2]]),
+        ("file", False, [[0, 1], [2, 3], [4]]),
+        ("file", True, [[1], [0], [3], [2], [4]]),
+    ],
+)
+def test_batches_come_by_length_or_as_in_the_file(order: Any, equal: bool, expected: list[list[int]]) -> None:
+    assert generation.batches(lengths(5, 7, 2, 9, 5), 2, equal_lengths=equal, order=order) == expected
+
+
+@pytest.mark.parametrize(
+    ("order", "equal", "expected"),
+    [
+        # max_length 12, max_new_tokens 6, batches of two: 12 minus the longest prompt of the batch, at most 6
+        ("file", False, [5, 5, 3, 3, 4, 0, 4]),  # batches (5, 7), (2, 9), (5, 8); the row of 12 has no room
+        ("file", True, [5, 5, 3, 3, 4, 0, 4]),  # what a method needs does not move the limits
+        ("length", False, [5, 5, 6, 3, 6, 0, 3]),  # batches (9, 8), (7, 5), (5, 2)
+        ("length", True, [6, 5, 6, 3, 6, 0, 4]),  # batches of one length: each row's own
+    ],
+)
+def test_a_batch_shares_the_limit_of_its_longest_prompt(order: Any, equal: bool, expected: list[int]) -> None:
+    settings = GenerationSettings(max_new_tokens=6, max_length=12, limits="batch")
+    plain = lengths(5, 7, 2, 9, 5, 12, 8)
+    prompts = [replace(one, max_new_tokens=generation.limit(len(one.token_ids), settings)) for one in plain]
+    batch = BatchSettings(per_device_eval_batch_size=2, eval_order=order)
+    found = generation.limited(prompts, settings, batch, equal_lengths=equal)
+    assert [one.max_new_tokens for one in found] == expected
+    assert [one.token_ids for one in found] == [one.token_ids for one in prompts]
+    by_row = generation.limited(prompts, settings.model_copy(update={"limits": "row"}), batch, equal_lengths=equal)
+    assert by_row == prompts

@@ -26,6 +26,8 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
     wanted = scoring.wanted_evaluations(spec, step=trained["step"], role=trained["role"])
     starts = [one.key(made, "") for made, one in [*((spec, one) for one in wanted), *extra] if one.step is None]
     evaluations = [found for found in map(store.base_evaluation, dict.fromkeys(starts)) if found is not None]
+    for found in evaluations:
+        scoring.same_start(found, (slot.get("model") or {}).get("revision"))
     known = {found.key for found in evaluations}
     evaluations += [found for key, found in slot.evaluations().items() if key not in known]
     own = {one.key(spec, slot.spec.train_key) for one in wanted}
@@ -54,6 +56,7 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
             **(slot.get("environment") or {}),
             "git": slot.get("git"),
             "model": slot.get("model"),
+            "adapter_config": slot.get("adapter_config"),
             "adapter_sha256": slot.get("adapter")["sha256"],
         },
     )
@@ -70,8 +73,9 @@ def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
             and found.role == "base"
             and items.get((found.what, found.part), found.items) != found.items
         ):
+            rows = f"another text '{found.task}'" if found.what == "text" else f"other {found.part} rows of '{found.task}'"
             raise UserError(
-                f"the starting model was scored on other {found.part} rows of '{found.task}' than this run",
+                f"the starting model was scored on {rows} than this run",
                 fix=f"pin the data set's revision, and move the stored evaluation {found.folder} away",
             )
 
@@ -116,7 +120,9 @@ def _cost(slot: Slot, curve: Sequence[dict[str, Any]]) -> Cost:
         num_parts=slot.num_parts,
         train_tokens=sum(row["tokens"] for row in curve),
         label_tokens=sum(row["label_tokens"] for row in curve),
-        memory_bytes=measure.summarise_memory(samples, slot.get("peak_bytes")),
+        memory_bytes=measure.summarise_memory(
+            samples, slot.get("peak_bytes"), before_model=slot.get("memory_before_model")
+        ),
         memory_kind=measure.memory_kind(),
         num_trainable_parameters=counts["trainable"],
         num_parameters=counts["total"],

@@ -115,15 +115,17 @@ def order(lengths: Sequence[int], settings: BatchSettings, rows_per_step: int, s
 
     `bucketed`: after a seeded shuffle, consecutive slices of `bucket_batches` steps are sorted longest first (a
     stable sort). Memory trouble then shows early, and padding stays small. The bucket counts rows of whole steps, so
-    that accumulation and processes do not change which rows make a step.
+    that accumulation and processes do not change which rows make a step. `bucketed-file`: the same without the
+    shuffle, so that every epoch and every seed sees one order.
     """
-    if settings.order == "file":
-        return list(range(len(lengths)))
-    shuffled = seeds.ranked(len(lengths), seed, "order", epoch)
-    if settings.order == "shuffled":
-        return list(shuffled)
+    if settings.order in ("file", "bucketed-file"):
+        rows: Sequence[int] = range(len(lengths))
+    else:
+        rows = seeds.ranked(len(lengths), seed, "order", epoch)
+    if settings.order in ("file", "shuffled"):
+        return list(rows)
     size = settings.bucket_batches * rows_per_step
-    buckets = (shuffled[start : start + size] for start in range(0, len(shuffled), size))
+    buckets = (rows[start : start + size] for start in range(0, len(rows), size))
     return [row for bucket in buckets for row in sorted(bucket, key=lambda row: -lengths[row])]
 
 

@@ -20,7 +20,7 @@ from peftlab.errors import UserError, unknown_name
 from peftlab.protocols import Example
 from peftlab.sources import Table
 from peftlab.spec import RunSpec
-from peftlab.task import CLAIM_ORDER, PARTS, Part, Source, Task, examples, template_fields
+from peftlab.task import CLAIM_ORDER, PARTS, Part, Source, Task, examples, template_fields, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def _read_all(task: Task) -> dict[Part, Table]:
         source: Source | None = getattr(task, part)
         if source is None:
             continue
-        plain = source.model_dump(mode="json", exclude={"sample", "split"})
+        plain = source.model_dump(mode="json", exclude={"sample", "sample_by", "split", "max_characters"})
         key = digest({**plain, "split": source.split_name})
         if key not in seen:
             with _about(task, part):
@@ -121,6 +121,16 @@ def _about(task: Task, part: Part) -> Iterator[None]:
         raise UserError(f"task '{task.name}', {part}: {error.message}", fix=error.fix) from error
 
 
+@contextmanager
+def _in_file(table: Table) -> Iterator[None]:
+    """Mistakes found in the block are said to be of the local file that the rows came from, if they did."""
+    try:
+        yield
+    except UserError as error:
+        file = table.origin.get("file")
+        raise UserError(f"{file}: {error.message}" if file else error.message, fix=error.fix) from error
+
+
 # ------------------------------------------------------------------------------------------- what each part takes
 
 
@@ -134,10 +144,9 @@ class _Taken:
 
 def _take(task: Task, part: Part, table: Table, taken: _Taken, data_seed: int) -> tuple[list[Example], dict[str, Any]]:
     source: Source = getattr(task, part)
-    if source.generator is None:
-        rows, facts = _take_published(task, part, table, taken, data_seed)
-    else:
-        rows, facts = _take_generated(task, part, table, taken, data_seed)
+    take = _take_published if source.generator is None else _take_generated
+    with _in_file(table):
+        rows, facts = take(task, part, table, taken, data_seed)
     facts["rows"] = len(rows)
     facts["duplicates"] = len(rows) - len({row.item for row in rows})
     return rows, {"source": dict(table.origin), "partial": table.partial, "available": len(table.rows), **facts}
@@ -149,11 +158,14 @@ def _take_published(
     source: Source = getattr(task, part)
     with _about(task, part):
         wanted = sources.window(str(source.split), len(table.rows))
+    short = _short(task, source, table, wanted)
     claimed = taken.numbers.setdefault(source.pool, set())
-    free = [number for number in wanted if number not in claimed]
+    free = [number for number in short if number not in claimed]
     numbers = _drawn(task, part, free, data_seed)
     claimed.update(numbers)
-    facts = {"declared": len(wanted), "removed_as_claimed": len(wanted) - len(free), "sampled_from": None}
+    facts = {"declared": len(wanted), "removed_as_claimed": len(short) - len(free), "sampled_from": None}
+    if source.max_characters is not None:
+        facts["removed_as_too_long"] = len(wanted) - len(short)
     if source.sample is not None:
         facts["sampled_from"] = len(free)
     return examples(task, [table.rows[number] for number in numbers]), facts
@@ -165,9 +177,12 @@ def _take_generated(
     source: Source = getattr(task, part)
     rows = examples(task, table.rows)
     texts = input_texts(task, rows)
+    short = _short(task, source, table, range(len(rows)))
     claimed = taken.texts.setdefault(source.pool, set())
-    free = [number for number, text in enumerate(texts) if text not in claimed]
-    facts = {"declared": len(rows), "removed_same_text": len(rows) - len(free), "sampled_from": None}
+    free = [number for number in short if texts[number] not in claimed]
+    facts = {"declared": len(rows), "removed_same_text": len(short) - len(free), "sampled_from": None}
+    if source.max_characters is not None:
+        facts["removed_as_too_long"] = len(rows) - len(short)
     if part == "test":
         distinct = list({texts[number]: number for number in reversed(free)}.values())
         facts["removed_duplicates"] = len(free) - len(distinct)
@@ -179,16 +194,27 @@ def _take_generated(
     return [rows[number] for number in numbers], facts
 
 
-def _drawn(task: Task, part: Part, free: Sequence[int], data_seed: int) -> list[int]:
-    """The row numbers that a part takes of the free ones, in file order.
+def _short(task: Task, source: Source, table: Table, numbers: Sequence[int]) -> Sequence[int]:
+    """The row numbers whose rows are within the source's `max_characters`, in order."""
+    if source.max_characters is None:
+        return numbers
+    kept = within(task, [table.rows[number] for number in numbers], source.max_characters)
+    return [number for number, keep in zip(numbers, kept, strict=True) if keep]
 
-    Every row gets a random rank from the stream (data_seed, split, part), and the lowest ranks are taken: so a larger
-    draw of the same rows contains the smaller one, and the order of the file is kept.
+
+def _drawn(task: Task, part: Part, free: Sequence[int], data_seed: int) -> list[int]:
+    """The row numbers that a part takes of the free ones.
+
+    By `rank`, every row gets a random rank from the stream (data_seed, split, part), and the lowest ranks are taken: so
+    a larger draw of the same rows contains the smaller one, and the order of the file is kept. By `numpy`, they are the
+    first of numpy's legacy shuffle under the data seed, in the order of that shuffle (docs/moving.md: S0's validation).
     """
-    sample = getattr(task, part).sample
+    source: Source = getattr(task, part)
+    sample = source.sample
     if not free:
+        limit = "" if source.max_characters is None else f", or they have more than {source.max_characters} characters"
         raise UserError(
-            f"task '{task.name}': {part} is an empty data set: other parts hold all of its rows",
+            f"task '{task.name}': {part} is an empty data set: other parts hold all of its rows{limit}",
             fix="name another split or slice, or draw fewer rows for the other parts",
         )
     if sample is None:
@@ -202,6 +228,8 @@ def _drawn(task: Task, part: Part, free: Sequence[int], data_seed: int) -> list[
         raise UserError(
             f"task '{task.name}': {part} is an empty data set: {sample} of {len(free)} rows", fix="ask for more rows"
         )
+    if source.sample_by == "numpy":
+        return [free[position] for position in _legacy_shuffle(len(free), data_seed)[:count]]
     return sorted(free[position] for position in _ranked(len(free), data_seed, "split", part)[:count])
 
 
@@ -213,6 +241,22 @@ def _ranked(count: int, data_seed: int, *stream: str) -> list[int]:
     ranks = seeds.generator(data_seed, *stream).bit_generator.random_raw(count)
     order: list[int] = np.argsort(ranks, kind="stable").tolist()
     return order
+
+
+def _legacy_shuffle(count: int, data_seed: int) -> list[int]:
+    """What `np.random.seed(s); np.random.shuffle(np.arange(count))` gives, without touching the global generator.
+
+    numpy freezes the streams of its legacy generator (NEP 19).
+    """
+    if not 0 <= data_seed < 2**32:
+        raise UserError(
+            f"data.data_seed = {data_seed}: numpy's legacy generator takes seeds of 32 bits",
+            fix="give one between 0 and 4294967295, or draw with sample_by: rank",
+        )
+    order = np.arange(count)
+    np.random.RandomState(data_seed).shuffle(order)
+    shuffled: list[int] = order.tolist()
+    return shuffled
 
 
 def _shots(task: Task, chosen: Mapping[Part, Sequence[Example]], count: int, data_seed: int) -> list[Example]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab import data, loading, references, scoring
+from peftlab import data, loading, models, references, scoring
 from peftlab.assembly import assemble
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
@@ -73,6 +73,7 @@ def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
     wanted = [Wanted(what="task", part="test", role="base", step=None)]
     found = store.base_evaluation(wanted[0].key(spec, ""))
     if found is not None:
+        scoring.same_start(found, models.commit_of(spec.model))
         yield Evaluated(evaluation=found, reused=True)
         return
     yield Stage(text=f"reading the rows of {spec.task.name}")
@@ -82,9 +83,11 @@ def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
 def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore, checkpoint: str | None) -> Events:
     if own.train_key != record.key:
         raise UserError(
-            f"{record.stem}: the files of its model or its data are not those it was trained on",
+            f"{record.stem}: the files of its model or its data, or the grader that steered it, are not those it was "
+            "trained with",
             fix="restore them, or run it again",
         )
+    _fits(own, spec, record)
     with store.claim(own, category=record.category) as slot:
         trained = slot.get("trained")
         if trained is None or slot.finished is None:
@@ -99,12 +102,30 @@ def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore
                 scoring.same_rows(slot, rows, own)
             else:
                 data.refuse_overlap(spec, rows, own)
-            yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
+            start = [one for one in absent if one.step is None]
+            yield from scoring.score_start(spec, store, rows, start, run=slot)
             asked = [one for one in absent if one.step is not None]
             yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
         completed = assemble(_as_asked(own, spec, checkpoint), slot, store, extra=[(spec, one) for one in wanted])
         slot.complete(completed)
         yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)
+
+
+def _fits(own: RunSpec, spec: RunSpec, record: Record) -> None:
+    """Refuse a task that the trained weights have no head for, or whose classes are not those that the head knows."""
+    had, needed = models.kind_of(own), models.kind_of(spec)
+    if had != needed:
+        raise UserError(
+            f"{record.stem} was trained on '{own.task.name}' ({own.task.kind}) and cannot be scored on "
+            f"'{spec.task.name}' ({spec.task.kind}): its model has no head for that",
+            fix="name a task of a kind that fits, or train on this one",
+        )
+    if spec.task.labels != own.task.labels:
+        raise UserError(
+            f"{record.stem} tells apart {', '.join(own.task.labels)}; '{spec.task.name}' has the classes "
+            f"{', '.join(spec.task.labels)}",
+            fix="name a task with the same 'labels' in the same order, or train on this one",
+        )
 
 
 def _as_asked(own: RunSpec, spec: RunSpec, checkpoint: str | None) -> RunSpec:
@@ -121,8 +142,9 @@ def _asked_for(spec: RunSpec, slot: Slot, trained: Mapping[str, Any], checkpoint
     if checkpoint is None or checkpoint == trained["role"]:
         return wanted
     step = _named_step(slot, spec, trained, checkpoint)
+    role = trained["role"] if step == trained["step"] else "step"  # one step has one role, however it is named
     return [
-        Wanted(what=one.what, part=one.part, role="step", step=step) if one.step is not None else one
+        Wanted(what=one.what, part=one.part, role=role, step=step) if one.step is not None else one
         for one in wanted
         if one.role in ("base", trained["role"])
     ]

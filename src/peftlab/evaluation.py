@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from peftlab import generation, loss, models, tokenise
+from peftlab import generation, loss, models, processes, tokenise
 from peftlab.batching import collate
+from peftlab.digest import digest
 from peftlab.errors import UserError
 from peftlab.events import Progress
+from peftlab.groups import BatchSettings
 from peftlab.models import Built
-from peftlab.protocols import Completion, Example, Grade, Grader, Prediction, Prompt, find, metric_name
+from peftlab.protocols import Example, Grade, Grader, Prediction, Prompt, find, metric_name
 from peftlab.record import Metric
 from peftlab.spec import TEXT_WINDOW_TOKENS, TEXT_WINDOWS, RunSpec
 from peftlab.task import Task, with_shots
 from peftlab.tokenise import TokenRow
 from peftlab.training import forward
+
+
+TRUNCATED = "truncated"
+"""Note of an evaluation: items that lost text at `data.max_length`, or whose prompt left no room for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,8 @@ class Scored:
 
 
 Scoring = Generator[Progress, None, Scored]
+Predicting = Generator[Progress, None, tuple[list[Prediction], int]]
+"""Returns the predictions, and how many items did not fit whole."""
 
 
 def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Sequence[Example] = ()) -> Scoring:
@@ -58,8 +66,9 @@ def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Se
         raise UserError(f"task '{spec.task.name}': there are no rows to score", fix="mend the task's splits")
     models.use_arithmetic(spec.model)
     predict = {"generate": _generate, "choose": _choose, "classify": _classify}[spec.task.kind]
-    predictions = yield from predict(built, examples, spec, shots)
-    return grade(spec.task, examples, predictions)
+    predictions, cut = yield from predict(built, examples, spec, shots)
+    found = grade(spec.task, examples, predictions)
+    return replace(found, notes={**found.notes, TRUNCATED: cut})
 
 
 def grade(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scored:
@@ -137,7 +146,7 @@ def prompts_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: 
         render = tokenise.chat_prompt if spec.generation.chat_template else tokenise.prompt_ids
         ids = render(text, built.tokenizer)
         result.append(Prompt(token_ids=ids, max_new_tokens=generation.limit(len(ids), spec.generation), text=text))
-    return result
+    return generation.limited(result, spec.generation, spec.batch, equal_lengths=built.equal_lengths)
 
 
 def stop_strings(spec: RunSpec) -> tuple[str, ...]:
@@ -147,10 +156,11 @@ def stop_strings(spec: RunSpec) -> tuple[str, ...]:
 
 def _generate(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Generator[Progress, None, list[Prediction]]:
+) -> Predicting:
     prompts = prompts_of(built, examples, spec, shots)
     session = find("engines", spec.generation.engine).open(built)
-    answers: dict[int, Completion] = {}
+    here = processes.world()
+    answers: dict[int, list[Any]] = {}
     try:
         for batch in generation.generate(
             session,
@@ -159,15 +169,17 @@ def _generate(
             batch_size=spec.batch.per_device_eval_batch_size,
             equal_lengths=built.equal_lengths,
             seed=spec.seed,
+            order=spec.batch.eval_order,
+            here=here,
         ):
-            answers.update(batch)
-            yield Progress(done=len(answers), total=len(prompts))
+            answers.update({index: [one.text, one.finish, one.num_tokens] for index, one in batch.items()})
+            yield Progress(done=min(len(answers) * here.size, len(prompts)), total=len(prompts))
     finally:
         session.close()
-    return [
-        Prediction(text=answers[i].text, finish=answers[i].finish, num_tokens=answers[i].num_tokens)
-        for i in range(len(prompts))
-    ]
+    answers = processes.merged(answers)
+    found = (answers[index] for index in range(len(prompts)))
+    predictions = [Prediction(text=text, finish=finish, num_tokens=num_tokens) for text, finish, num_tokens in found]
+    return predictions, sum(one.finish == "prompt_too_long" for one in predictions)
 
 
 def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> None:
@@ -178,7 +190,8 @@ def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Se
         _forward(built, longest)
         return
     prompts = prompts_of(built, examples, spec, shots)
-    found = generation.batches(prompts, spec.batch.per_device_eval_batch_size, equal_lengths=built.equal_lengths)
+    size, order = spec.batch.per_device_eval_batch_size, spec.batch.eval_order
+    found = generation.batches(prompts, size, equal_lengths=built.equal_lengths, order=order)
     if not found:
         return
     heaviest = max(found, key=lambda batch: sum(_length(prompts[index]) for index in batch))
@@ -231,8 +244,10 @@ def _without_eos(row: TokenRow) -> TokenRow:
     )
 
 
-def _batched(rows: Sequence[TokenRow], size: int) -> list[list[int]]:
-    ordered = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
+def _batched(rows: Sequence[TokenRow], batch: BatchSettings) -> list[list[int]]:
+    ordered, size = list(range(len(rows))), batch.per_device_eval_batch_size
+    if batch.eval_order == "length":
+        ordered.sort(key=lambda index: -len(rows[index].ids))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
@@ -245,44 +260,53 @@ def _forward(built: Built, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, Any]
 
 def _choose(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Generator[Progress, None, list[Prediction]]:
+) -> Predicting:
     """Score every choice by the summed log-likelihood of its tokens; one cut off by `data.max_length` cannot win."""
     rows = _rows(built, examples, spec, shots)
     whole = [index for index, row in enumerate(rows) if not row.truncated]
-    likelihood = np.full(len(rows), -np.inf)
-    done = 0
-    for places in _batched([rows[index] for index in whole], spec.batch.per_device_eval_batch_size):
+    here = processes.world()
+    likelihood: dict[int, float] = {}
+    batches = _batched([rows[index] for index in whole], spec.batch)
+    for places in batches[here.rank :: here.size]:
         indices = [whole[place] for place in places]
         logits, batch = _forward(built, [rows[index] for index in indices])
         losses, mask = loss.token_losses(logits, batch)
         counts = mask.sum(dim=1).tolist()
         for index, part in zip(indices, torch.split(losses.double(), counts), strict=True):
             likelihood[index] = -float(part.sum())
-        done += len(indices)
-        yield Progress(done=done, total=len(whole))
+        yield Progress(done=min(len(likelihood) * here.size, len(whole)), total=len(whole))
+    likelihood = processes.merged(likelihood)
     result, start = [], 0
     for example in examples:
-        scores = likelihood[start : start + len(example.choices)]
+        chosen = range(start, start + len(example.choices))
+        scores = np.array([likelihood.get(row, -np.inf) for row in chosen])
         start += len(example.choices)
-        if np.isfinite(scores).all():
-            result.append(Prediction(index=int(scores.argmax()), scores=tuple(float(value) for value in scores)))
-        else:
+        if any(row not in likelihood for row in chosen):
             result.append(Prediction(finish="prompt_too_long"))
-    return result
+        elif not np.isfinite(scores).all():
+            result.append(Prediction(finish="not_finite"))
+        else:
+            result.append(Prediction(index=int(scores.argmax()), scores=tuple(float(value) for value in scores)))
+    return result, sum(one.finish == "prompt_too_long" for one in result)
 
 
 def _classify(
     built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Generator[Progress, None, list[Prediction]]:
+) -> Predicting:
     rows = _rows(built, examples, spec, shots)
-    found: dict[int, Prediction] = {}
-    for indices in _batched(rows, spec.batch.per_device_eval_batch_size):
+    here = processes.world()
+    found: dict[int, list[float]] = {}
+    for indices in _batched(rows, spec.batch)[here.rank :: here.size]:
         logits, _ = _forward(built, [rows[index] for index in indices])
-        for index, values in zip(indices, logits.float().tolist(), strict=True):
-            known = not np.isnan(values).any()  # argmax would call a diverged model class 0
-            found[index] = Prediction(index=int(np.argmax(values)) if known else None, scores=tuple(values))
-        yield Progress(done=len(found), total=len(rows))
-    return [found[index] for index in range(len(rows))]
+        found.update(zip(indices, logits.float().tolist(), strict=True))
+        yield Progress(done=min(len(found) * here.size, len(rows)), total=len(rows))
+    found = processes.merged(found)
+    return [_class_of(found[index]) for index in range(len(rows))], sum(row.truncated for row in rows)
+
+
+def _class_of(scores: Sequence[float]) -> Prediction:
+    known = not np.isnan(scores).any()  # argmax would call a diverged model class 0
+    return Prediction(index=int(np.argmax(scores)) if known else None, scores=tuple(scores))
 
 
 # ----------------------------------------------------------------------------------------------- loss on general text
@@ -304,13 +328,13 @@ def text_loss(built: Built, texts: Sequence[str], *, batch_size: int) -> Scoring
     starts = [number * TEXT_WINDOW_TOKENS for number in range(count)]
     rows = [
         TokenRow(
-            item=f"window-{number}",
+            item=digest(ids[start : start + TEXT_WINDOW_TOKENS]),  # so that only equal texts are ever compared
             ids=tuple(ids[start : start + TEXT_WINDOW_TOKENS]),
             labels_from=0,
             has_eos=False,
             truncated=False,
         )
-        for number, start in enumerate(starts)
+        for start in starts
     ]
     per_window: list[float] = []
     for start in range(0, count, batch_size):

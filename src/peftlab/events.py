@@ -37,7 +37,8 @@ class Progress:
 class Step:
     """One optimizer step. Loss is per label token (weighted as declared); seconds are wall time of the step alone.
 
-    `method_loss` is the method's own objective (a regulariser), null when it has none.
+    `method_loss` is the method's own objective (a regulariser), null when it has none. `allocated_bytes` is what tensors
+    take of `memory_bytes` on a GPU; null on a CPU.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Step:
     memory_bytes: int | None
     epoch: float
     ends_epoch: bool = False
+    allocated_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ What comes out is plain data in our own shape; whether its values make sense is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class Experiment:
         parameters: Groups of settings, `task` (a name, or a mapping as in a task file) and `seed`.
         where: What an error names as the place of a mistake.
         notes: What a translation wants the user to know.
+        unready: What of it this version cannot do yet.
     """
 
     name: str
@@ -39,14 +41,16 @@ class Experiment:
     parameters: dict[str, Any]
     where: str
     notes: tuple[str, ...] = ()
+    unready: tuple[str, ...] = ()
 
 
-def read(path: str | Path, *, dialect: str | None = None) -> Experiment:
+def read(path: str | Path, *, dialect: str | None = None, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Read the experiment at `path`, translated if it is written in a foreign dialect.
 
     Args:
         path: A folder `experiments/<method>/<name>/`, or a YAML file.
         dialect: The dialect it is written in; None: found out by looking.
+        overrides: Settings that will be put over it; a translation may depend on them.
 
     Raises:
         UserError: There is no experiment, or its files cannot be read.
@@ -61,6 +65,7 @@ def read(path: str | Path, *, dialect: str | None = None) -> Experiment:
             f"experiment folder not found: {place}",
             fix=_similar_folder(place) or "give the path of a folder experiments/<method>/<name>/ or of a YAML file",
         )
+    found = replace(found, overrides=dict(overrides or {}))
     folder = place if place.is_dir() else place.parent
     spoken = dialect or _recognised(found)
     native = find("dialects", spoken, where="--dialect").to_native(found) if spoken else _native(found)
@@ -71,7 +76,13 @@ def read(path: str | Path, *, dialect: str | None = None) -> Experiment:
         parameters=dict(native.parameters),
         where=found.where,
         notes=native.notes,
+        unready=native.unready,
     )
+
+
+def shared_files() -> set[str]:
+    """Names of files that lie above experiments of some dialect and are no experiment themselves."""
+    return {file for name in names("dialects") for file in find("dialects", name).shared_files}
 
 
 def _recognised(found: Foreign) -> str | None:
@@ -104,7 +115,7 @@ def _read_folder(folder: Path) -> Foreign:
         raise UserError(f"{folder} holds both {' and '.join(found)}", fix="they are one file under two names: keep one")
     known = {ADAPTER_FILE, *PARAMETER_FILES}
     for file in sorted(folder.glob("*.json")):
-        if file.name not in known:
+        if file.name not in known | shared_files():
             guess = nearest(file.name, known)
             fix = f"did you mean '{guess}'?" if guess else f"known files: {', '.join(sorted(known))}"
             raise UserError(f"unknown file in the experiment folder: {file}", fix=fix)

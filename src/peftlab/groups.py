@@ -61,7 +61,7 @@ class OptimSettings(Settings):
     def _ratio(cls, value: int | float) -> int | float:
         if isinstance(value, float) and value >= 1:
             raise ValueError("a float is a share of max_steps and must be below 1; give whole steps as an integer")
-        return value
+        return value or 0  # no share and no steps are the same schedule, and so the same run
 
 
 class BatchSettings(Settings):
@@ -70,8 +70,8 @@ class BatchSettings(Settings):
     per_device_train_batch_size: int = setting(4, "rows per forward pass", gt=0)
     gradient_accumulation_steps: int = setting(1, "forward passes per optimizer step", gt=0)
     per_device_eval_batch_size: int = setting(50, "rows per evaluation batch", key="eval", gt=0)
-    order: Literal["bucketed", "shuffled", "file"] = setting(
-        "bucketed", "seeded shuffle with or without length buckets"
+    order: Literal["bucketed", "shuffled", "file", "bucketed-file"] = setting(
+        "bucketed", "seeded shuffle with or without length buckets, or as in the file, with or without"
     )
     bucket_batches: int = setting(20, "batches per length bucket, longest first", gt=0)
     eval_order: Literal["length", "file"] = setting(
@@ -198,6 +198,9 @@ class DataSettings(Settings):
         None, "drop longer training rows; null: the task's limit, 0: keep all", key="none", ge=0
     )
     data_seed: int = setting(0, "which rows are drawn, and which few-shot examples")
+    train_split: str | None = setting(
+        None, "split of the training rows, in the place of the task's: a slice, or a part that a mirror has", key="none"
+    )
     train_rows: int | float | None = setting(None, "draw this many (or this share) of the training rows", key="none")
     valid_rows: int | float | None = setting(None, "the same for validation", key="none")
     test_rows: int | float | None = setting(None, "the same for the test", key="none")

@@ -6,6 +6,7 @@ Everything here is declared, not measured: no torch, no download.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 
 from peftlab.errors import UserError, nearest
 from peftlab.folders import read
-from peftlab.groups import GROUPS, GenerationSettings
+from peftlab.groups import BUDGETS, GROUPS, GenerationSettings
 from peftlab.settings import validated
 from peftlab.spec import RunSpec
-from peftlab.task import Task, task_of
+from peftlab.task import Source, Task, task_of
 from peftlab.task import load as load_task
 
+_VALIDATIONS = ("eval_strategy", "eval_steps", "total_eval_times")
 _LISTED = "peftlab list settings names every setting with its type, default and meaning"
 
 
@@ -43,9 +45,15 @@ def load(
     Raises:
         UserError: Anything wrong in the folder, the files or the overrides.
     """
-    experiment = read(path, dialect=dialect)
+    launched = os.environ.get("WORLD_SIZE")  # a launcher's word: it decides the rows of a step
+    experiment = read(
+        path,
+        dialect=dialect,
+        overrides={**({"launch.num_processes": int(launched)} if launched else {}), **(overrides or {})},
+    )
     where = experiment.where
     plain: dict[str, Any] = {name: dict(_group(experiment.parameters, name, where)) for name in GROUPS}
+    _make_way(plain, overrides or {})
     top = {name: value for name, value in experiment.parameters.items() if name not in GROUPS}
     if task is not None:
         top["task"] = task
@@ -53,6 +61,8 @@ def load(
         top["seed"] = seed
     for key, value in (overrides or {}).items():
         _override(plain, top, key, value)
+    if launched:  # where the experiment has none
+        plain["launch"].setdefault("num_processes", int(launched))
     if overrides or task is not None or seed is not None:
         where += " with the settings of the command line"
     _known_top_level(top, where)
@@ -62,8 +72,10 @@ def load(
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
     refuse_model_code(plain["model"], overrides or {}, where)
+    _refuse_escape(groups["save"].output_dir, overrides or {}, where)
     resolved_task = _with_data(_task(top["task"], where), groups["data"])
     names = {"experiment": experiment.name, "seed": top.get("seed", 0), "notes": experiment.notes}
+    names["unready"] = experiment.unready
     parts = {"folder": str(experiment.folder), "task": resolved_task, "adapter": experiment.adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
@@ -88,6 +100,18 @@ def refuse_model_code(model: Mapping[str, Any], overrides: Mapping[str, Any], wh
         raise UserError(
             f"{where}: the file asks to run code that comes with the model (model.trust_remote_code)",
             fix="if you trust that code, say so yourself on the command line: model.trust_remote_code=true",
+        )
+
+
+def _refuse_escape(folder: str | None, overrides: Mapping[str, Any], where: str) -> None:
+    """A received file may have a folder written below the current one; anywhere else only the user's own words."""
+    if folder is None or "save.output_dir" in overrides:
+        return
+    parts = Path(folder).parts
+    if not parts or Path(folder).is_absolute() or ".." in parts or folder.startswith("~") or "\\" in folder:
+        raise UserError(
+            f"{where}: save.output_dir = {json.dumps(folder)[:200]} lies outside the current folder, or is no folder",
+            fix="if you want it there, say so yourself on the command line: save.output_dir=...",
         )
 
 
@@ -119,7 +143,7 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     if task is not None:  # another task has its own limits and rows
         defaults = GenerationSettings()
         plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
-        plain["data"].update(train_rows=None, valid_rows=None, test_rows=None)
+        plain["data"].update(train_split=None, max_characters=None, train_rows=None, valid_rows=None, test_rows=None)
     for key, value in overrides.items():
         group, dot, name = key.partition(".")
         _refuse_rows(key, spec.task)
@@ -146,10 +170,13 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     return validated(RunSpec, {**fields, **groups, "task": resolved}, where="command line")
 
 
+_TRAINING_ROWS = ("data.train_split", "data.max_characters", "data.train_rows", "data.valid_rows")
+
+
 def _refuse_rows(key: str, task: Task) -> None:
     """Drawing other test rows from the rows that were trained on would score what was learnt by heart."""
     shared = task.train is not None and task.test is not None and task.train.pool == task.test.pool
-    if key in ("data.train_rows", "data.valid_rows") or (key == "data.test_rows" and shared):
+    if key in _TRAINING_ROWS or (key == "data.test_rows" and shared):
         raise UserError(
             f"{key} decides which rows the run was trained on, which is done", fix="run it with that setting instead"
         )
@@ -188,12 +215,24 @@ def _group(parameters: Mapping[str, Any], name: str, where: str) -> Mapping[str,
     return value
 
 
+def _make_way(groups: dict[str, dict[str, Any]], overrides: Mapping[str, Any]) -> None:
+    """What the command line says in one way replaces what the file says in another: budgets, when to validate."""
+    train = groups["train"]
+    for rivals in (BUDGETS, _VALIDATIONS):
+        if any(overrides.get(f"train.{name}") is not None for name in rivals):
+            for name in rivals:
+                train.pop(name, None)
+
+
 def _override(groups: dict[str, dict[str, Any]], top: dict[str, Any], key: str, value: Any) -> None:
     group, dot, name = key.partition(".")
     if not dot:
         if key in GROUPS:
             raise UserError(f"override '{key}' names a group", fix=f"name one of its settings: {key}.<setting>=value")
         top[key] = value
+        return
+    if group == "task" and isinstance(top.get("task"), dict):
+        top["task"] = _replaced(top["task"], name.split("."), value, key)
         return
     if group not in groups:
         guess = nearest(group, GROUPS)
@@ -208,6 +247,17 @@ def _override(groups: dict[str, dict[str, Any]], top: dict[str, Any], key: str, 
     if not isinstance(inner, dict):
         raise UserError(f"override '{key}': '{head}' is not an object", fix=f"set {group}.{head} itself")
     groups[group][head] = {**inner, rest: value}
+
+
+def _replaced(mapping: Mapping[str, Any], path: list[str], value: Any, key: str) -> dict[str, Any]:
+    """The mapping with the value at `path` set, in a task that is written out in the experiment itself."""
+    head, *rest = path
+    if not rest:
+        return {**mapping, head: value}
+    inner = mapping.get(head)
+    if not isinstance(inner, dict):
+        raise UserError(f"override '{key}': '{head}' is not an object", fix=f"set task.{head} itself")
+    return {**mapping, head: _replaced(inner, rest, value, key)}
 
 
 def _known_top_level(top: Mapping[str, Any], where: str) -> None:
@@ -232,14 +282,27 @@ def _with_data(task: Task, data: Any) -> Task:
             raise UserError(f"data.{part}_rows: task '{task.name}' has no {part} part", fix="remove the setting")
         place = f"data.{part}_rows = {rows}"
         changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=place, fix=_LISTED)
-    if data.max_characters is not None and task.train is not None:
-        train = changes.get("train", task.train)
-        changes["train"] = train.model_copy(update={"max_characters": data.max_characters or None})
+    if data.train_split is not None or data.max_characters is not None:
+        changes["train"] = _trained_on(changes.get("train", task.train), data, task.name)
     if data.prompt is not None:
         changes["prompt"] = data.prompt
         given = {**{name: getattr(task, name) for name in type(task).model_fields}, **changes}
         return validated(type(task), given, where=f"data.prompt = {json.dumps(data.prompt)}", fix=_LISTED)
     return task.model_copy(update=changes)
+
+
+def _trained_on(train: Source | None, data: Any, task_name: str) -> Source:
+    """The training source with the split and the limit on characters that the settings name."""
+    if train is None:
+        name = "train_split" if data.train_split is not None else "max_characters"
+        raise UserError(f"data.{name}: task '{task_name}' has no train part", fix="remove the setting")
+    changes: dict[str, Any] = {}
+    if data.train_split is not None:
+        changes["split"] = data.train_split
+    if data.max_characters is not None:
+        changes["max_characters"] = data.max_characters or None
+    place = f"data.train_split = {json.dumps(data.train_split)}"
+    return validated(Source, {**train.model_dump(), **changes}, where=place, fix=_LISTED)
 
 
 def _task_limits(generation: Any, given: Mapping[str, Any], task: Task) -> GenerationSettings:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
+import json
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ import numpy as np
 import psutil
 import torch
 
-PACKAGES = ("peftlab", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
+PACKAGES = (
+    *("peftlab", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy"),
+    *("datasets", "bitsandbytes"),
+)
 RESUME_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 """Versions that a resume checks: another version of these may compute other bytes."""
 
@@ -78,13 +84,20 @@ def peak_memory_bytes() -> int | None:
     return None
 
 
+def allocated_bytes() -> int | None:
+    """Bytes of living tensors on a GPU; None on a CPU, which has no allocator to ask."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+
+
 def memory_kind() -> str:
     """What the memory numbers are."""
     return "allocator reserved bytes" if torch.cuda.is_available() else "resident set size of the process"
 
 
-def summarise_memory(samples: Sequence[int], peak: int | None) -> dict[str, float] | None:
-    """Average, 99th percentile and maximum over steps, and the true peak between them."""
+def summarise_memory(
+    samples: Sequence[int], peak: int | None, *, before_model: int | None = None
+) -> dict[str, float] | None:
+    """Average, 99th percentile and maximum over steps, the true peak between them, and the level before the model."""
     if not samples:
         return None
     values = np.asarray(samples, dtype=np.float64)
@@ -93,7 +106,26 @@ def summarise_memory(samples: Sequence[int], peak: int | None) -> dict[str, floa
         "percentile_99": float(np.percentile(values, 99)),
         "maximum": float(max(values.max(), peak or 0)),
     }
+    if before_model is not None:
+        summary["before_model"] = float(before_model)
     return {name: round(value) for name, value in summary.items()}
+
+
+def plain_config(config: Any) -> dict[str, Any] | None:
+    """A peft config with all its defaults as plain data, sets as sorted lists; None: there is no adapter."""
+    return None if config is None else {name: _plain(value) for name, value in config.to_dict().items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=str)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------------ provenance
@@ -110,15 +142,42 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
     return found
 
 
+def commits(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """The git commit that a package is used from; None for one that was installed from a built distribution."""
+    return {package: _commit(package) for package in packages}
+
+
+def _commit(package: str) -> str | None:
+    """What pip noted when it installed from a repository (PEP 610), else the commit of the source tree it runs from.
+
+    A package is of a tree only when git tracks its file: an environment may lie within somebody's repository.
+    """
+    try:
+        noted = json.loads(importlib.metadata.distribution(package).read_text("direct_url.json") or "{}")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    commit = noted.get("vcs_info", {}).get("commit_id")
+    if commit is not None:
+        return str(commit)
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        return None
+    path = Path(found.origin).resolve()
+    tracked = _git(path.parent, "ls-files", "--error-unmatch", "--", path.name)
+    return _git(path.parent, "rev-parse", "HEAD") if tracked else None
+
+
 def environment() -> dict[str, Any]:
     """Versions, hardware and threads, as provenance of a record."""
     return {
         "versions": versions(),
+        "commits": commits(),
         "python": platform.python_version(),
-        "system": {name: getattr(platform.uname(), name) for name in ("system", "release", "machine")},
+        "system": {name: getattr(platform.uname(), name) for name in ("system", "release", "version", "machine")},
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch_build": torch.__config__.show(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
     }
@@ -140,18 +199,20 @@ def load_average_shared() -> bool:
     return os.getloadavg()[0] > cores + 0.5
 
 
-def git_snapshot(folder: Path, *, branch: str = "main") -> dict[str, Any]:
+def git_snapshot(folder: Path, *, branch: str = "main", apart: Sequence[Path] = ()) -> dict[str, Any]:
     """Branch, commit and dirtiness of the work tree that holds `folder`; `category` is `main` on the named branch.
 
-    Dirty means a changed tracked file, or an untracked file in the experiment's own folder; results do not count.
-    Outside a work tree everything is null and the category is `test`.
+    Dirty means a changed tracked file, or an untracked file in the experiment's own folder; what lies below one of the
+    folders `apart` (those of results) does not count. Outside a work tree everything is null and the category is `test`.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     if top is None:
         return {"branch": None, "commit": None, "dirty": None, "category": "test"}
     current = _git(folder, "symbolic-ref", "--short", "-q", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--", ".")
+    inside = [one.resolve().relative_to(top) for one in apart if one.resolve().is_relative_to(top)]
+    left_out = [f":(top,exclude,literal){one.as_posix()}" for one in inside]
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":(top)", *left_out)
+    untracked = _git(folder, "ls-files", "--others", "--exclude-standard", "--", ".", *left_out)
     return {
         "branch": current,
         "commit": _git(folder, "rev-parse", "HEAD"),

@@ -21,6 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from transformers.utils import logging as transformers_logging
 
 from peftlab import randomness, references
@@ -129,6 +130,21 @@ def source_of(settings: ModelSettings) -> tuple[str, str | None]:
     return str(path), None
 
 
+def commit_of(settings: ModelSettings) -> str | None:
+    """The commit that a hub model's revision means in the local cache, which is where it was just loaded from.
+
+    None for a model that lies in no cache of the hub.
+    """
+    if references.local_path(settings.id, settings.revision) is not None:
+        return None
+    try:
+        path = cached_file(settings.id, CONFIG_NAME, revision=settings.revision, local_files_only=True)
+    except OSError:
+        return None
+    found: str | None = extract_commit_hash(path, None)
+    return found
+
+
 def use_arithmetic(settings: ModelSettings) -> None:
     """Set the process-wide precision of float32 products; asked for again at each step, as runs may alternate."""
     torch.set_float32_matmul_precision(settings.matmul_precision)
@@ -189,8 +205,8 @@ def load(
         reason = f"{len(absent)} of its tensors are not in the weights, the first is {absent[0]}"
         raise cannot_load("model", settings, ValueError(f"{reason}; is it no model that writes text?"))
     facts = {
-        "revision": getattr(model.config, "_commit_hash", None) or settings.revision,
-        "pinned": settings.revision is not None or references.local_path(settings.id, None) is not None,
+        "revision": commit_of(settings) or settings.revision,
+        "pinned": references.is_commit(settings.revision) or references.local_path(settings.id, None) is not None,
         **_prepare(model, tokenizer, kind),
     }
     model.to(default_device())

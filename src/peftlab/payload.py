@@ -163,13 +163,25 @@ def first_record(spec: RunSpec, *, category: Category, created_at: str) -> Recor
 
 
 def thin(rows: Sequence[Mapping[str, Any]], at_most: int = 100) -> dict[str, list[Any]]:
-    """A step log as columns of about `at_most` points, first and last among them; None where a row has no value."""
+    """A step log as columns of about `at_most` points, first and last among them; None where a row has no value.
+
+    Seconds become what a reader of a curve asks for: milliseconds a step, and tokens per second.
+    """
     kept = {0, len(rows) - 1} if rows else set()
     others = [number for number in range(len(rows)) if number not in kept]
     room = min(max(at_most - len(kept), 0), len(others))
     kept |= {others[(2 * place + 1) * len(others) // (2 * room)] for place in range(room)}
-    chosen = [rows[number] for number in sorted(kept)]
+    chosen = [_with_speed(rows[number]) for number in sorted(kept)]
     return {name: [row.get(name) for row in chosen] for name in dict.fromkeys(name for row in chosen for name in row)}
+
+
+def _with_speed(row: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in row.items() if name != "seconds"}
+    if "seconds" in row:
+        shown["milliseconds"] = round(1000 * row["seconds"], 3)
+    if row.get("seconds") and "tokens" in row:
+        shown["tokens_per_second"] = round(row["tokens"] / row["seconds"], 1)
+    return shown
 
 
 # ------------------------------------------------------------------------------------------------------------ writing

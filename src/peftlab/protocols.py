@@ -73,7 +73,10 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model said about one example: text, or a chosen index, or a number."""
+    """What a model said about one example: text, or a chosen index, or a number.
+
+    `finish` is a completion's, or `not_finite`: the model gave a choice no finite likelihood.
+    """
 
     text: str | None = None
     index: int | None = None
@@ -168,21 +171,27 @@ class Foreign:
         parameters: Content of the parameter file or the YAML; None where a folder has no such file.
         adapter: Content of adapter_config.json, or None.
         where: What an error names as the place of a mistake.
+        overrides: Settings that the command line will put over the translation, for values that depend on them.
     """
 
     path: Path
     parameters: Mapping[str, Any] | None
     adapter: Mapping[str, Any] | None
     where: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Native:
-    """The same experiment in our own words: groups of settings, `task`, `seed`; peft's config; notes for the user."""
+    """The same experiment in our own words: groups of settings, `task`, `seed`; peft's config; notes for the user.
+
+    `unready` says what this version cannot do yet: such an experiment can be read and checked, not run.
+    """
 
     parameters: Mapping[str, Any]
     adapter: dict[str, Any] | None
     notes: tuple[str, ...] = ()
+    unready: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +201,56 @@ class Dialect:
     Attributes:
         recognises: (Foreign) -> whether it is written in this dialect; raises when two styles are mixed.
         to_native: (Foreign) -> Native.
+        shared_files: Names of files that lie above experiments and are none themselves.
         export_result: (record as plain data, facts) -> a result in the foreign format; None: there is none.
         import_result: (foreign result, where) -> a record as plain data.
     """
 
     recognises: Callable[[Foreign], bool]
     to_native: Callable[[Foreign], Native]
+    shared_files: tuple[str, ...] = ()
     export_result: Callable[..., Mapping[str, Any]] | None = None
     import_result: Callable[..., Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """What a tracker is told of a run when it is opened.
+
+    Attributes:
+        id: The same for all parts of one run, so that a resumed run goes on; another when it is run again.
+        name: The run's stem.
+        project: `track.project`.
+        folder: Where the tracker may write. It moves with the run once the session is closed.
+        step: The step that training goes on from; None when only evaluations are added to what was trained.
+        tags: Method, task, model and seed.
+        config: Every setting that has a value, by its dotted name: numbers, texts, true or false.
+        results: Names of the figures that the run is judged by.
+    """
+
+    id: str
+    name: str
+    project: str
+    folder: Path
+    step: int | None
+    tags: Mapping[str, str]
+    config: Mapping[str, Any]
+    results: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSession:
+    """One run's open report. Whatever it raises is said once, and it is not asked again.
+
+    Attributes:
+        numbers: (step, name -> number); every tracker gets the same.
+        texts: (step, name, texts): the checkpoint's path, samples.
+        close: (status, error or None): how the run, or this part of it, ended. No file may be open afterwards.
+    """
+
+    numbers: Callable[[int, Mapping[str, float]], None]
+    texts: Callable[[int, str, Sequence[str]], None]
+    close: Callable[[str, str | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,18 +258,12 @@ class Tracker:
     """A place that a run reports to while it goes on. Never required, never able to stop a run.
 
     Attributes:
-        open: (spec as plain data, folder of the run) -> `write(event)`, called with every event, and `close()`.
+        open: (Tracked) -> TrackerSession.
+        check: Raises a `UserError` when it cannot work here (an extra is not installed); asked before training.
     """
 
-    open: Callable[..., TrackerSession]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackerSession:
-    """One run's open report."""
-
-    write: Callable[[Any], None]
-    close: Callable[[], None] = lambda: None
+    open: Callable[[Tracked], TrackerSession]
+    check: Callable[[], None] = lambda: None
 
 
 KINDS: Mapping[str, type] = {

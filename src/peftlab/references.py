@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def is_package(reference: str) -> bool:
 def is_local(reference: str) -> bool:
     """Whether the reference is a path: it starts with ./, ../, / or ~."""
     return reference.startswith(("./", "../", "/", "~"))
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit: only that cannot move, as a branch or a tag can."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
 
 
 def local_path(reference: str, revision: str | None) -> Path | None:

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from peftlab import (
-    batching,
     bookkeeping,
     checkpoint,
     data,
     evaluation,
+    following,
     measure,
     models,
     preflight,
+    preparation,
+    processes,
     scoring,
-    tokenise,
     training,
     weights,
 )
@@ -75,9 +76,26 @@ def run(spec: RunSpec, store: RunStore | None = None, options: Options | None = 
 def events(spec: RunSpec, store: RunStore, options: Options | None = None) -> Events:
     """Train `spec` unless that is done, add the evaluations that are missing; the last event carries the record."""
     options = options or Options()
-    git = measure.git_snapshot(Path(spec.folder) if spec.folder else Path.cwd(), branch=options.branch)
+    if not processes.join(spec.launch.num_processes).leads:
+        yield from following.follow(spec)
+        return
+    try:
+        yield from _led(spec, store, options)
+    except BaseException:
+        processes.leave()  # the others wait for this one: now they are told
+        raise
+
+
+def _led(spec: RunSpec, store: RunStore, options: Options) -> Events:
+    """The whole run, as its leading (mostly its only) process sees it."""
+    folder = Path(spec.folder) if spec.folder else Path.cwd()
+    git = measure.git_snapshot(folder, branch=options.branch, apart=store.places.all())
     with store.claim(spec, category=git["category"], rerun=options.rerun) as slot:
-        yield from _claimed(spec, store, slot, options, git)
+        for event in _claimed(spec, store, slot, options, git):
+            last = event
+            yield event
+    assert isinstance(last, Finished), "a run ends with Finished"
+    processes.tell(do="end", path=last.path, reused=last.reused)
 
 
 def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Mapping[str, Any]) -> Events:
@@ -109,12 +127,13 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     if trained is None:
         wanted = scoring.wanted_evaluations(spec, step=0, role="last")
         start = [one for one in scoring.missing(spec, store, slot, wanted, key) if one.step is None]
-        base = yield from scoring.score_start(spec, store, rows, start)
-        yield from _train(spec, rows, slot, base, options, git)
+        level = measure.current_memory_bytes()  # before the model is there
+        base = yield from scoring.score_start(spec, store, rows, start, run=slot)
+        yield from _train(spec, rows, slot, base, options, git, level)
         del base
     absent = _missing(spec, store, slot, slot.get("trained"))
     scoring.require_weights(spec, slot, absent, key)
-    yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None])
+    yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None], run=slot)
     yield from scoring.score_trained(spec, slot, rows, [one for one in absent if one.step is not None], key)
     record = assemble(spec, slot, store)
     record = slot.complete(record) if slot.finished is not None else slot.finish(record)
@@ -147,6 +166,7 @@ def _train(
     base: models.Base | None,
     options: Options,
     git: Mapping[str, Any],
+    level: int,
 ) -> Events:
     """Train from the last checkpoint to the end of the budget, and save what was trained.
 
@@ -156,16 +176,13 @@ def _train(
     yield Stage(text=f"preparing {spec.method} on {spec.model.id}")
     base = base or scoring.load_base(spec)
     scoring.same_model(slot, base.facts)
-    token_rows, facts = _token_rows(base, rows, spec)
-    stream = Stream(token_rows, spec.batch, spec.seed)
-    total = batching.total_steps(token_rows, spec.batch, spec.train, seed=spec.seed)
-    due = Due.of(spec, total)
-    built = models.adapt(base, spec, total_steps=total)
-    state = training.start(built, spec, total_steps=total)
+    checkpoints = slot.folder / "checkpoints"
+    processes.tell(do="train", checkpoints=str(checkpoints.resolve()), any_environment=options.any_environment)
+    ready = preparation.prepare(spec, rows, base)
+    built, stream, state, due = ready.built, ready.stream, ready.state, ready.due
     reference = bookkeeping.take_reference(built)
-    notes = checkpoint.restore(
-        slot.folder / "checkpoints", built, stream, state, any_environment=options.any_environment
-    )
+    notes = checkpoint.restore(checkpoints, built, stream, state, any_environment=options.any_environment)
+    processes.agree(state.step, "the step to go on from")
     notes += _dropped_keys(built)
     scored = {"all": rows.test, "valid": rows.valid, "none": ()}[spec.train.evaluate]
     if scored:
@@ -175,83 +192,37 @@ def _train(
     slot.truncate_curve(state.step)
     slot.drop_validations(state.step)
     slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
-    slot.put(tokens=dict(facts), model=dict(built.facts), counts=_counts(built), environment=measure.environment())
+    environment = {**measure.environment(), "num_processes": processes.world().size}
+    slot.put(tokens=dict(ready.facts), model=dict(built.facts), counts=_counts(built), environment=environment)
+    slot.put(memory_before_model=level, adapter_config=measure.plain_config(built.adapter))
     slot.part_seconds("setup", time.perf_counter() - started)
     if repeated:
         slot.part_seconds("repeated", repeated)
     unknown_peak = measure.reset_peak_memory()
     yield Started(
-        stem=spec.stem, folder=str(slot.folder), step=state.step, max_steps=total, notes=(*spec.notes, *notes)
+        stem=spec.stem,
+        folder=str(slot.folder),
+        step=state.step,
+        max_steps=state.total_steps,
+        notes=(*spec.notes, *notes),
     )
     for step in training.steps(built, stream, spec, state):
         slot.log(_curve_row(step))
         yield step
         if due.validation(step):
             yield from _validate(spec, rows, slot, built, state)
-            if _stop_early(spec, state):
+            stops = _stop_early(spec, state)
+            processes.tell(do="go on", stop=stops)
+            if stops:
                 slot.put(stopped_early=step.step)
                 break
-        if due.checkpoint(step) and step.step < total:
+        if due.checkpoint(step) and step.step < state.total_steps:
             yield _save(spec, slot, built, stream, state, reference, unknown_peak)
+    processes.agree(training.checksum(built), "the trained weights")
     moved = bookkeeping.moved_base_weights(built, reference)
     if moved:
         raise RuntimeError(f"{len(moved)} frozen base weights changed during training, the first is {moved[0]}")
     _keep(spec, slot, built, state, unknown_peak)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Due:
-    """When validations and checkpoints fall due, once the number of steps is known."""
-
-    eval_strategy: str
-    eval_steps: int | None
-    save_strategy: str
-    save_steps: int
-
-    @classmethod
-    def of(cls, spec: RunSpec, total_steps: int) -> Due:
-        """The schedule of a run of so many steps.
-
-        Raises:
-            UserError: The run would end before its first validation.
-        """
-        train = spec.train
-        every = train.eval_steps
-        if train.total_eval_times is not None:
-            every = max(1, total_steps // train.total_eval_times)
-        if train.eval_strategy == "steps" and every is not None and every > total_steps:
-            raise UserError(
-                f"train.eval_steps ({every}) is larger than the {total_steps} steps that the budget comes to",
-                fix="lower train.eval_steps, or set train.eval_strategy=epoch",
-            )
-        return cls(
-            eval_strategy=train.eval_strategy,
-            eval_steps=every,
-            save_strategy=spec.save.save_strategy,
-            save_steps=spec.save.save_steps,
-        )
-
-    def validation(self, step: Step) -> bool:
-        """Whether the validation rows are scored after this step."""
-        return _falls_due(self.eval_strategy, self.eval_steps, step)
-
-    def checkpoint(self, step: Step) -> bool:
-        """Whether a checkpoint is written after this step."""
-        return _falls_due(self.save_strategy, self.save_steps, step)
-
-
-def _falls_due(strategy: str, every: int | None, step: Step) -> bool:
-    if strategy == "epoch":
-        return step.ends_epoch
-    return strategy == "steps" and every is not None and step.step % every == 0
-
-
-def _token_rows(base: models.Base, rows: data.Rows, spec: RunSpec) -> tuple[list[tokenise.TokenRow], Mapping[str, Any]]:
-    if not rows.train:
-        raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
-    return tokenise.tokenise(
-        rows.train, base.tokenizer, kind=base.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
-    )
 
 
 def _dropped_keys(built: models.Built) -> list[str]:
@@ -300,13 +271,15 @@ def _validate(spec: RunSpec, rows: data.Rows, slot: Slot, built: models.Built, s
     """Score the validation rows with the live weights, or keep the weights so that they can be scored later."""
     keeps = spec.train.load_best_model_at_end or spec.train.evaluate != "all"
     if keeps:
+        started = time.perf_counter()
         _write_weights(built, slot.folder / "snapshots" / checkpoint.name(state.step))
+        slot.part_seconds("checkpoints", time.perf_counter() - started)
     if spec.train.evaluate == "none" or not rows.valid:
         return
     wanted = Wanted(what="task", part="valid", role="step", step=state.step)
     found = slot.evaluations().get(wanted.key(spec, spec.train_key))
     if found is None:
-        found = yield from scoring.score(slot, spec, spec.train_key, wanted, rows, built)
+        found = yield from scoring.score(slot, spec, spec.train_key, wanted, rows, built, whose=scoring.LIVE)
         assert found is not None
     if spec.train.steered and (state.best.get("seen", 0) < state.step):
         _remember_best(spec, state, found)
@@ -334,17 +307,22 @@ def _stop_early(spec: RunSpec, state: training.State) -> bool:
 
 def _keep(spec: RunSpec, slot: Slot, built: models.Built, state: training.State, unknown_peak: str | None) -> None:
     """Write the weights that count as the result: the last ones, or the best validated."""
+    started = time.perf_counter()
     step, role = state.step, "last"
     folder = slot.folder / "adapter"
     if spec.train.load_best_model_at_end and state.best:
         step, role = state.best["step"], "best"
+        if step != state.step:
+            _write_weights(built, slot.folder / "snapshots" / weights.LAST)
         _copy_weights(slot.folder / "snapshots" / checkpoint.name(step), folder)
     else:
         _write_weights(built, folder)
     _note_peak(slot, unknown_peak)
+    adapter = {"bytes": weights.saved_bytes(folder), "sha256": folder_digest(folder, (".safetensors",))}
+    slot.part_seconds("checkpoints", time.perf_counter() - started)
     slot.put(
         trained={"step": step, "role": role, "last_step": state.step, "own_objective": bool(state.own_objective)},
-        adapter={"bytes": weights.saved_bytes(folder), "sha256": folder_digest(folder, (".safetensors",))},
+        adapter=adapter,
     )
     weights.discard(slot.folder / "checkpoints")
 

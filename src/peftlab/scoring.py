@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from peftlab import checkpoint, data, evaluation, models, weights
+from peftlab import checkpoint, data, evaluation, models, processes, weights
 from peftlab.digest import folder_digest
 from peftlab.errors import UserError
 from peftlab.evaluation import Scored
@@ -26,6 +26,8 @@ from peftlab.store import BaseSlot, RunStore, Slot
 from peftlab.task import Part
 
 _TEXT_BATCH_SIZE = 8
+LIVE, START = "live", "start"
+"""Whose weights an evaluation is of: those in training, the starting model's; else a folder names them."""
 
 Role = Literal["base", "last", "best", "step"]
 Scoring = Generator[Event, None, Evaluation | None]
@@ -91,11 +93,14 @@ def kept_snapshots(slot: Slot) -> tuple[int, ...]:
 def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], run_key: str) -> list[Wanted]:
     """Those not stored yet; those on a text that cannot be had here are left out."""
     have = slot.evaluations()
+    model = slot.get("model") or {"revision": models.commit_of(spec.model)}
     text = data.text_for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
     result = []
     for one in wanted:
         key = one.key(spec, run_key)
         stored = store.base_evaluation(key) if one.step is None else have.get(key)
+        if one.step is None and stored is not None:
+            same_start(stored, model.get("revision"))
         current = stored is not None and (one.what == "text" or _graded_as(spec, stored))
         if not current and not (one.what == "text" and isinstance(text, str)):
             result.append(one)
@@ -124,13 +129,20 @@ def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: 
 
 
 def score_start(
-    spec: RunSpec, store: RunStore, rows: data.Rows, wanted: list[Wanted], base: models.Base | None = None
+    spec: RunSpec, store: RunStore, rows: data.Rows, wanted: list[Wanted], *, run: Slot | None = None
 ) -> Generator[Event, None, models.Base | None]:
-    """Score the bare model where that is wanted; returns the base if it had to be loaded."""
+    """Score the bare model where that is wanted; returns the base if it had to be loaded.
+
+    The time is that of `run`, even where it is spent waiting for another process that scores the same model.
+    """
+    base: models.Base | None = None
     for one in wanted:
+        started, loading = time.perf_counter(), 0.0
         name = spec.task.name if one.what == "task" else str(spec.data.forgetting)
         with store.base_slot(one.key(spec, ""), name) as slot:
             stored = slot.evaluation
+            if stored is not None and base is not None:
+                same_start(stored, base.facts.get("revision"))
             if stored is not None and (one.what == "text" or _graded_as(spec, stored)):
                 continue
             again = _regraded(stored, slot.folder, spec, getattr(rows, one.part)) if one.what == "task" else None
@@ -140,7 +152,11 @@ def score_start(
             if base is None:
                 yield Stage(text=f"loading {spec.model.id}")
                 base = load_base(spec)
-            yield from score(slot, spec, "", one, rows, models.bare(base))
+                loading = time.perf_counter() - started
+            yield from score(slot, spec, "", one, rows, models.bare(base), whose=START)
+        if run is not None:
+            run.part_seconds("setup", loading)
+            run.part_seconds("start", time.perf_counter() - started - loading)
     return base
 
 
@@ -148,7 +164,7 @@ def score_trained(
     spec: RunSpec, slot: Slot, rows: data.Rows, wanted: list[Wanted], run_key: str
 ) -> Generator[Event, None, None]:
     """Score saved weights, each loaded once onto a fresh base."""
-    loaded: tuple[int, models.Built] | None = None
+    loaded: tuple[int, models.Built, Path] | None = None
     for one in wanted:
         assert one.step is not None
         stored = slot.evaluations().get(one.key(spec, run_key))
@@ -160,10 +176,13 @@ def score_trained(
         if loaded is None or loaded[0] != one.step:
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
-            loaded = (one.step, weights.load_trained(slot.spec, weights_folder(slot, one.step)))
+            started = time.perf_counter()
+            folder = weights_folder(slot, one.step).resolve()
+            loaded = (one.step, weights.load_trained(slot.spec, folder), folder)
             if slot.spec.adapter is not None:
                 same_model(slot, loaded[1].facts)
-        yield from score(slot, spec, run_key, one, rows, loaded[1])
+            slot.part_seconds("test", time.perf_counter() - started)
+        yield from score(slot, spec, run_key, one, rows, loaded[1], whose=str(loaded[2]))
 
 
 def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
@@ -180,11 +199,21 @@ def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
 
 def same_model(slot: Slot, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with another revision of an unpinned model than the run began with."""
-    before = slot.get("model")
-    if before is not None and before.get("revision") != facts.get("revision"):
+    before, now = (slot.get("model") or {}).get("revision"), facts.get("revision")
+    if None not in (before, now) and before != now:
         raise UserError(
-            f"this run began with revision {before.get('revision')} of its model, now it is {facts.get('revision')}",
+            f"this run began with revision {before} of its model, now it is {now}",
             fix="pin model.revision, or start again with --rerun",
+        )
+
+
+def same_start(found: Evaluation, revision: str | None) -> None:
+    """Refuse a stored score of the starting model that is of another revision than a run trains."""
+    scored = found.settings.get("loaded_revision")
+    if None not in (scored, revision) and scored != revision:
+        raise UserError(
+            f"the starting model was scored at revision {scored}, this run has revision {revision} of it",
+            fix=f"pin model.revision, or move the stored evaluation {found.folder} away",
         )
 
 
@@ -235,6 +264,8 @@ def weights_folder(slot: Slot, step: int) -> Path:
         _untouched(slot, step)
         return folder
     folder = slot.folder / "snapshots" / checkpoint.name(step)
+    if step == trained.get("last_step") and not folder.is_dir():
+        folder = folder.with_name(weights.LAST)
     if not folder.is_dir():
         raise UserError(
             f"no weights of step {step} were kept (kept: {list(kept_snapshots(slot)) or 'none'} and the result)",
@@ -245,7 +276,9 @@ def weights_folder(slot: Slot, step: int) -> Path:
 
 def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluation, again: Scored) -> Scoring:
     """Put new grades in the place of old ones; the predictions stay."""
-    changes = {"metrics": again.metrics, "grader": _grader(spec), "baselines": again.baselines, "notes": again.notes}
+    kept_notes = {name: stored.notes[name] for name in (evaluation.TRUNCATED,) if name in stored.notes}
+    notes = {**again.notes, **kept_notes}
+    changes = {"metrics": again.metrics, "grader": _grader(spec), "baselines": again.baselines, "notes": notes}
     found = stored.model_copy(update=changes)
     kept = slot.add(found, samples=again.samples, items=again.items, outcomes=again.outcomes)
     yield Evaluated(evaluation=kept)
@@ -253,9 +286,19 @@ def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluat
 
 
 def score(
-    slot: Slot | BaseSlot, spec: RunSpec, run_key: str, wanted: Wanted, rows: data.Rows, built: models.Built
+    slot: Slot | BaseSlot,
+    spec: RunSpec,
+    run_key: str,
+    wanted: Wanted,
+    rows: data.Rows,
+    built: models.Built,
+    *,
+    whose: str,
 ) -> Scoring:
-    """Score, store, and announce one evaluation; returns it as stored."""
+    """Score, store, and announce one evaluation; returns it as stored.
+
+    `weights` tells the other processes of a launch whose these are (`following.py`).
+    """
     started = time.perf_counter()
     name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {spec.task.name}"
     who = "the starting model" if wanted.step is None else f"step {wanted.step}"
@@ -267,6 +310,7 @@ def score(
         scored = yield from evaluation.text_loss(built, text[0], batch_size=_TEXT_BATCH_SIZE)
         partial = bool(text[1].get("partial"))
     else:
+        processes.tell(do="score", part=wanted.part, whose=whose)
         scored = yield from evaluation.score(built, getattr(rows, wanted.part), spec, shots=rows.shots)
     found = Evaluation(
         key=wanted.key(spec, run_key),
@@ -287,7 +331,7 @@ def score(
     )
     stored = slot.add(found, samples=scored.samples, items=scored.items, outcomes=scored.outcomes)
     if isinstance(slot, Slot):
-        slot.part_seconds("validation" if wanted.role == "step" else "test", found.seconds or 0.0)
+        slot.part_seconds("validation" if wanted.role == "step" else "test", time.perf_counter() - started)
     yield Evaluated(evaluation=stored)
     return stored
 
@@ -299,6 +343,7 @@ def _grader(spec: RunSpec) -> dict[str, Any]:
 def _settings(spec: RunSpec) -> Mapping[str, Any]:
     return {
         "model": spec.base_identity(),
+        "model_id": spec.model.id,
         "generation": spec.generation.model_dump(mode="json"),
         "per_device_eval_batch_size": spec.batch.per_device_eval_batch_size,
         "device": models.default_device().type,

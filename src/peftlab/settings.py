@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -126,8 +127,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_OTHERWISE_IN_1_2 = (_BOOL, _FLOAT, "tag:yaml.org,2002:timestamp")
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML (no Python objects) that refuses a key given twice."""
+    """Safe YAML (no Python objects) that refuses a key given twice and reads plain words as YAML 1.2 does.
+
+    In version 1.1, which the library reads, `eval_strategy: no` is false and `learning_rate: 2e-4` is text.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag not in _OTHERWISE_IN_1_2]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -143,6 +156,12 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_StrictLoader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_StrictLoader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$", re.ASCII),
+    list("-+0123456789."),
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

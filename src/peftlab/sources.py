@@ -6,18 +6,17 @@ share, is `data.py`'s work. Only a hub id that no mirror answers asks for the ne
 
 from __future__ import annotations
 
-import gzip
 import importlib.metadata
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peftlab.digest import file_digest
 from peftlab.errors import UserError, unknown_name
+from peftlab.rowfiles import read_rows
 from peftlab.settings import read_json
 from peftlab.task import Row, Source, local_file
 
@@ -97,62 +96,6 @@ def _bound(text: str | None, num_rows: int, default: int, split: str) -> int:
             f"split '{split}' reaches beyond the data: there are {num_rows} rows", fix=f"slice within 0 and {num_rows}"
         )
     return position
-
-
-# -------------------------------------------------------------------------------------------------- local files
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a file: JSON Lines (gzip or plain) or, for `.json`, one list of objects.
-
-    Raises:
-        UserError: The file cannot be read, or a line is no JSON object; names file and line.
-    """
-    try:
-        with open(path, "rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if compressed else open(path, "rb") as file:
-            if path.name.endswith(".json"):
-                return _rows_of_list(file.read(), path)
-            return list(_rows_of_lines(file, path))
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}", fix="check the file and its permissions") from None
-
-
-def _rows_of_lines(lines: Any, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _row(_parsed(line, f"{path}, line {number}"), f"{path}, line {number}")
-
-
-def _rows_of_list(content: bytes, path: Path) -> list[Row]:
-    parsed = _parsed(content, str(path))
-    if not isinstance(parsed, list):
-        raise UserError(f"{path} holds no list of rows", fix="write [{...}, {...}], or use JSON Lines (.jsonl)")
-    return [_row(value, f"{path}, row {number}") for number, value in enumerate(parsed, start=1)]
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-
-
-def _parsed(content: bytes, where: str) -> Any:
-    try:
-        value = _DECODER.decode(content.decode("utf-8-sig").strip())
-        if b"\\ud" in content or b"\\uD" in content:
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {error}", fix="each row is one JSON object, in UTF-8") from None
-    return value
-
-
-def _row(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: a {type(value).__name__}, not an object", fix='write rows as {"column": value, ...}')
-    return value
 
 
 def _content(path: Path) -> str:

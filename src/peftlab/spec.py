@@ -25,6 +25,7 @@ from peftlab.groups import (
     TrackSettings,
     TrainSettings,
 )
+from peftlab.protocols import find
 from peftlab.settings import Settings, declared, setting
 from peftlab.task import Part, Task
 
@@ -47,7 +48,8 @@ class RunSpec(Settings):
     task: Task = setting(...)
     seed: int = setting(0, "drives data order, adapter start, dropout and sampling", ge=0)
     adapter: dict[str, Any] | None = setting(None, "peft's own config; null: full fine-tuning")
-    notes: tuple[str, ...] = setting((), "what a translation from another format wants known", key="none")
+    notes: tuple[str, ...] = setting((), "what a translation from another format says", key="none", strict=False)
+    unready: tuple[str, ...] = setting((), "what of it this version cannot do yet", key="none", strict=False)
     model: ModelSettings = setting(...)
     quant: QuantSettings = setting(QuantSettings(), baseline=None)
     optim: OptimSettings = setting(...)
@@ -93,10 +95,14 @@ class RunSpec(Settings):
         if self.train.steered:
             identity["steering"] = {
                 "evaluation": self._evaluation("valid"),
-                "grader": self.task.grader.model_dump(mode="json"),
+                "grader": {**self.task.grader.model_dump(mode="json"), "version": self._grader_version()},
                 "metrics": list(self.task.metrics.items()),
             }
         return identity
+
+    def _grader_version(self) -> int:
+        version: int = find("graders", self.task.grader.name, where=f"task '{self.task.name}'").version
+        return version
 
     @property
     def train_key(self) -> str:

@@ -17,7 +17,7 @@ from pydantic import Strict, model_validator
 
 from peftlab import references
 from peftlab.digest import digest, file_digest
-from peftlab.errors import UserError, unknown_name
+from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.protocols import Example, Grader, find, metric_name
 from peftlab.settings import Settings, declared, read_yaml, setting, validated
 
@@ -26,8 +26,8 @@ Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
 """Which part takes its rows first where several draw from one pool."""
-ROW_FILES = (".jsonl", ".jsonl.gz", ".json")
-"""Endings of files with rows: JSON Lines, the same compressed, or one JSON list."""
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""Endings of files with rows: JSON Lines, the same compressed, one JSON list, CSV with a header, or Parquet."""
 Row = Mapping[str, Any]
 Names = Annotated[tuple[str, ...], Strict(False)]
 """A list in YAML, a tuple here."""
@@ -45,7 +45,13 @@ class Source(Settings):
     subset: str | None = setting(None, "the data set's config name")
     revision: str | None = setting(None, "commit of the data set")
     split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
+    max_characters: int | None = setting(
+        None, "leave longer rows out before anything is drawn: characters of the task's columns, joined by a space", gt=0
+    )
     sample: int | float | None = setting(None, "rows drawn at random by data_seed: a count, or a ratio below 1")
+    sample_by: Literal["rank", "numpy"] = setting(
+        "rank", "how they are drawn: by rank, in file order; or the first of numpy's legacy shuffle, as they come"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -68,6 +74,8 @@ class Source(Settings):
             raise ValueError("'sample' must be above 0")
         if isinstance(self.sample, float) and self.sample >= 1:
             raise ValueError("'sample' is a count (an integer) or a ratio below 1")
+        if self.sample_by != "rank" and self.sample is None:
+            raise ValueError("'sample_by' says how 'sample' is drawn, which is not given")
         return self
 
     @property
@@ -347,13 +355,25 @@ def examples(task: Task, rows: Sequence[Row]) -> list[Example]:
     return result
 
 
+def within(task: Task, rows: Sequence[Row], limit: int) -> list[bool]:
+    """Which raw rows have at most `limit` characters: the task's columns as text, joined by one space each."""
+    convert = _converter(task.name) if task.convert else None
+    lengths = []
+    for row in rows:
+        converted = convert(row) if convert else row
+        lengths.append(sum(len(str(_pick(task, converted, names))) + 1 for names in task.columns.values()) - 1)
+    return [length <= limit for length in lengths]
+
+
 def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
     for name in (names,) if isinstance(names, str) else names:
         if name in row:
             return row[name]
+    wanted = (names,) if isinstance(names, str) else names
+    guess = next((found for name in wanted if (found := nearest(name, row))), None)
     raise UserError(
         f"task '{task.name}': the data has no column {names!r}; it has {sorted(row)}",
-        fix="mend 'columns' in the task file",
+        fix=f"did you mean '{guess}'? mend 'columns' in the task" if guess else "mend 'columns' in the task",
     )
 
 
@@ -393,6 +413,8 @@ def _index(task: Task, reference: Any, names: Sequence[str]) -> int:
     """The reference as an index into choices or labels; a label's name counts as its number."""
     if reference in task.labels:
         return task.labels.index(reference)
+    if isinstance(reference, str) and reference.isdecimal() and reference.isascii():
+        reference = int(reference)  # CSV knows only text
     if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < len(names):
         what = "labels" if task.labels else "choices"
         raise UserError(

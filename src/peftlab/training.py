@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from peftlab import loss, measure, models, optim, randomness
+from peftlab import loss, measure, models, optim, processes, randomness
 from peftlab.batching import Batch, StepRows, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
@@ -77,14 +77,18 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
         rate = optim.learning_rate(spec.optim, state.step, state.total_steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        undecided = state.own_objective is None
         sums = _accumulate(built, rows, spec, state)
+        if undecided:
+            _decide_together(state)
         if not math.isfinite(sums.loss + sums.method_loss):
             raise Diverged(
                 f"the loss became {sums.loss} at step {state.step}",
                 fix="lower optim.learning_rate, clip harder (optim.max_grad_norm) or use float32",
             )
-        if state.step == 1:
+        if state.step == 1 and rows.micro_batches:
             _check_gradients(parameters)
+        processes.sum_gradients(list(parameters.values()))
         norm = _update(parameters, spec, state)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             raise Diverged(
@@ -103,6 +107,7 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
             label_tokens=sums.label_tokens,
             seconds=time.perf_counter() - started,
             memory_bytes=measure.current_memory_bytes(),
+            allocated_bytes=measure.allocated_bytes(),
             epoch=rows.epoch,
             ends_epoch=rows.ends_epoch,
         )
@@ -117,9 +122,13 @@ class _Sums:
 
 
 def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _Sums:
-    """Forward and backward over the step's micro-batches; gradients are of (sum of losses) / (the step's weight)."""
+    """Forward and backward over the step's micro-batches; gradients are of (sum of losses) / (the step's weight).
+
+    The step's weight and its number of micro-batches are those of all processes, so that the sum of their gradients is
+    what one process would have computed.
+    """
     batches = [collate(micro, pad_id=built.pad_id, eos_weight=spec.data.eos_weight) for micro in rows.micro_batches]
-    total_weight = sum(batch.weight for batch in batches)
+    total_weight, num_batches = processes.summed(sum(batch.weight for batch in batches), len(batches))
     sums = _Sums()
     for batch in batches:
         batch = batch.to(built.device)
@@ -129,13 +138,19 @@ def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _S
             own = _own_objective(built, outputs, found, state)
             objective = found.total / max(total_weight, 1e-12)
             if own is not None:
-                objective = objective + own / len(batches)
+                objective = objective + own / num_batches
         state.scaler.scale(objective).backward()  # type: ignore[no-untyped-call]
         sums.loss += float(found.total.detach()) / max(total_weight, 1e-12)
-        sums.method_loss += float(own.detach()) / len(batches) if own is not None else 0.0
+        sums.method_loss += float(own.detach()) / num_batches if own is not None else 0.0
         sums.tokens += batch.num_tokens
         sums.label_tokens += found.count
-    return sums
+    total = processes.summed(sums.loss, sums.method_loss, sums.tokens, sums.label_tokens)
+    return _Sums(loss=total[0], method_loss=total[1], tokens=int(total[2]), label_tokens=int(total[3]))
+
+
+def checksum(built: Built) -> float:
+    """One number that tells trained weights apart; equal on all processes of a launch."""
+    return sum(float(parameter.detach().double().abs().sum()) for parameter in built.trainable().values())
 
 
 def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
@@ -173,6 +188,12 @@ def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State
         difference, size = abs(float(own.detach())), abs(float(ours.detach()))
         state.own_objective = difference > _OWN_OBJECTIVE_TOLERANCE * max(1.0, size)
     return own if state.own_objective else None
+
+
+def _decide_together(state: State) -> None:
+    """A process without rows in the first step goes by what the others found."""
+    found, decided = processes.summed(state.own_objective is True, state.own_objective is not None)
+    state.own_objective = found > 0 if decided else None
 
 
 def _autocast(built: Built, spec: RunSpec) -> contextlib.AbstractContextManager[Any]:

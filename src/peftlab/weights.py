@@ -16,6 +16,10 @@ from peftlab.slot import ran_out_of_memory
 from peftlab.spec import RunSpec
 
 
+LAST = "last"
+"""Name of a snapshot of the last step, where another step's weights are the result."""
+
+
 def save(built: Built, folder: Path) -> None:
     """Write what was trained: a peft adapter, a method's own files, or the whole model. No pickle is written.
 

@@ -14,14 +14,14 @@ import typer
 from peftlab import protocols, references, task
 from peftlab.cli import arguments, catalogue, problem_text, tables, units
 from peftlab.errors import UserError, unknown_name
-from peftlab.folders import PARAMETER_FILES, YAML_SUFFIXES
+from peftlab.folders import PARAMETER_FILES, YAML_SUFFIXES, shared_files
 from peftlab.settings import read_json, read_yaml
 from peftlab.spec import ADAPTER_FILE, RunSpec
 
 DEFAULT_FOLDER = "experiments"
 
 
-def check(words: Sequence[str], *, with_model: bool) -> None:
+def check(words: Sequence[str], *, with_model: bool, dialect: str | None = None) -> None:
     """Check every path, print what each would run, and report all problems of all paths.
 
     Raises:
@@ -33,7 +33,7 @@ def check(words: Sequence[str], *, with_model: bool) -> None:
     targets = [target for path in paths or [DEFAULT_FOLDER] for target in _targets(path)]
     problems = 0
     for target in targets:
-        found = _check_one(target, overrides, with_model=with_model)
+        found = _check_one(target, overrides, with_model=with_model, dialect=dialect)
         problems += len(found)
         for problem in found:
             typer.echo(problem_text(problem), err=True)
@@ -54,14 +54,15 @@ def _targets(path: str) -> list[str]:
                 f"nothing to check: there is no folder {DEFAULT_FOLDER}/ here", fix="name folders or task files"
             )
         return [path]
-    files = folder.rglob("*.json")
+    shared = shared_files()
+    files = (file for file in folder.rglob("*.json") if file.name not in shared)
     inside = {
         str(file.parent) for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
     return sorted(inside) or [path]
 
 
-def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool) -> list[UserError]:
+def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool, dialect: str | None) -> list[UserError]:
     problems: list[UserError] = []
     is_task = _names_task(target)
     try:
@@ -69,7 +70,7 @@ def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool) -
             _report_task(task.load(target), problems)
         else:
             _check_files(Path(target), problems)
-            spec = arguments.load_spec(target, overrides)
+            spec = arguments.load_spec(target, overrides, dialect)
             _report_run(target, spec, problems, with_model=with_model)
     except UserError as error:
         problems.append(error)
@@ -126,9 +127,9 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
             lines[f"{part} key of the base"] = spec.evaluation_key(part, spec.base_identity())
     if with_model and not problems:
         lines["parameters"] = _parameters_text(spec)
-    note = last_batch_note(spec)
-    if note:
-        lines["note"] = note
+    notes = [*spec.notes, *filter(None, [last_batch_note(spec)])]
+    if notes:
+        lines["note"] = "\n".join(notes)
     _print(target, lines)
 
 

@@ -14,10 +14,20 @@ from peftlab.record import Record
 from peftlab.store import RunStore
 from peftlab.verdicts import table
 from peftlab.verdicts.arms import BareModel
+from peftlab.verdicts.compare import Comparison
 from peftlab.verdicts.compare import compare as compare_records
+from peftlab.verdicts.where import select
 
 
-def compare(references: Sequence[str], *, folder: str, task: str | None, metric: str | None, as_json: bool) -> None:
+def compare(
+    references: Sequence[str],
+    *,
+    folder: str,
+    task: str | None,
+    metric: str | None,
+    where: str | None = None,
+    as_json: bool,
+) -> None:
     """Compare the runs named, or all, and print one table per task with its claims.
 
     Raises:
@@ -25,10 +35,7 @@ def compare(references: Sequence[str], *, folder: str, task: str | None, metric:
     """
     store = RunStore(folder)
     records = [record for reference in references for record in store.find(reference)] or store.records()
-    bases = [BareModel(evaluation=evaluation, folder=place) for evaluation, place in store.base_evaluations()]
-    comparison = compare_records(_on_task(records, task, folder), store.evaluation_folder, metric=metric, bases=bases)
-    shown = [one for one in comparison.tables if task is None or one.task == task]
-    comparison = dataclasses.replace(comparison, tables=tuple(shown))
+    _, comparison = compared(records, store, folder=folder, task=task, metric=metric, where=where)
     if as_json:
         tables.write_json(plain(comparison))
         return
@@ -39,7 +46,31 @@ def compare(references: Sequence[str], *, folder: str, task: str | None, metric:
         for note in sheet.notes:
             typer.echo(f"note: {note}")
     if not comparison.tables:
-        typer.echo(f"nothing to compare: no finished run in {folder} was scored", err=True)
+        passing = " that passes the filter" if where is not None else ""
+        typer.echo(f"nothing to compare: no finished run{passing} in {folder} was scored", err=True)
+
+
+def compared(
+    records: Sequence[Record],
+    store: RunStore,
+    *,
+    folder: str,
+    task: str | None,
+    metric: str | None,
+    where: str | None,
+) -> tuple[list[Record], Comparison]:
+    """The records that were asked for, and their comparison.
+
+    Raises:
+        UserError: The task, the metric or a column of the filter is not there.
+    """
+    bases = [BareModel(evaluation=evaluation, folder=place) for evaluation, place in store.base_evaluations()]
+    chosen = _on_task(records, task, folder)
+    if where is not None:
+        chosen = select(chosen, where, task=task)
+    comparison = compare_records(chosen, store.evaluation_folder, metric=metric, bases=bases)
+    shown = [one for one in comparison.tables if task is None or one.task == task]
+    return chosen, dataclasses.replace(comparison, tables=tuple(shown))
 
 
 def _on_task(records: Sequence[Record], task: str | None, folder: str) -> list[Record]:

@@ -12,6 +12,7 @@ from peftlab import task as tasks
 from peftlab.cli import catalogue
 from peftlab.errors import UserError
 from peftlab.folders import PARAMETER_FILES
+from peftlab.groups import GROUPS
 from peftlab.spec import ADAPTER_FILE
 
 
@@ -53,6 +54,8 @@ def _parameters(facts: catalogue.MethodFacts, model: str | None, task: str | Non
         parameters["model"] = {"id": model}
     if facts.learning_rate is not None:
         parameters["optim"] = {"learning_rate": facts.learning_rate}
+    if not parameters.keys() & GROUPS.keys():  # one group says that the file is ours, whatever defaults lie above it
+        parameters["optim"] = {}
     return parameters
 
 

@@ -33,8 +33,18 @@ Plugins = Annotated[
         help="Packages of your own that a config may name code from. The variable PEFTLAB_PLUGINS does the same.",
     ),
 ]
+Dialect = Annotated[
+    str | None,
+    typer.Option(
+        "--dialect", metavar="NAME", help="Foreign format that the experiment is written in; by default found out."
+    ),
+]
 Results = Annotated[str, typer.Option("--results", metavar="DIR", help="Folder of results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr: checkpoints, notes, log messages.")]
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, task=NAME, seed=N.")]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="FILTER", help="Only runs that pass: 'method == \"ia3\" and exact_match > 0.3'."),
+]
 ResultsOrParents = Annotated[str | None, typer.Option("--results", metavar="DIR", help="Folder of results.")]

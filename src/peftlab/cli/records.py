@@ -18,12 +18,16 @@ _COLUMNS = ("experiment", "task", "seed", "status", "category", "metric", "score
 _KEY_CHARACTERS = 12
 
 
-def list_all(folder: str, *, task: str | None, stale: bool, as_json: bool) -> None:
+def list_all(folder: str, *, task: str | None, where: str | None = None, stale: bool, as_json: bool) -> None:
     """Print every record of a results folder, one line each."""
     store = RunStore(folder)
     records = [record for record in store.records() if task is None or task in _tasks(record)]
     for path, message in store.problems:
         typer.echo(f"not readable: {path}: {message}", err=True)
+    if where is not None:
+        from peftlab.verdicts.where import select
+
+        records = select(records, where, task=task)
     changes = {record.key: version_changes(record) for record in records} if stale else {}
     if stale:
         records = [record for record in records if changes[record.key]]
@@ -31,7 +35,8 @@ def list_all(folder: str, *, task: str | None, stale: bool, as_json: bool) -> No
         tables.write_json([record.model_dump(mode="python") for record in records])
         return
     if not records:
-        typer.echo(f"no {'stale ' if stale else ''}runs in {folder}", err=True)
+        passing = " that pass the filter" if where is not None else ""
+        typer.echo(f"no {'stale ' if stale else ''}runs{passing} in {folder}", err=True)
         return
     columns = (*_COLUMNS, "made with") if stale else _COLUMNS
     rows = [(*_row(record, task), *([", ".join(changes[record.key])] if stale else [])) for record in records]

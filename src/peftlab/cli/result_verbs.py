@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from peftlab.cli.options import Json, Results, ResultsOrParents
+from peftlab.cli.options import Json, Results, ResultsOrParents, Where
 
 results_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, no_args_is_help=False)
 
@@ -16,6 +16,7 @@ def results(
     context: typer.Context,
     folder: Results = "results",
     task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only this task.")] = None,
+    where: Where = None,
     stale: Annotated[bool, typer.Option("--stale", help="Only runs made with other versions than installed.")] = False,
     json: Json = False,
 ) -> None:
@@ -24,6 +25,7 @@ def results(
     \b
     Examples:
       peftlab results --task gsm8k
+      peftlab results --where 'status == "finished" and optim.learning_rate < 1e-3'
       peftlab results --stale
       peftlab results show 3f2a91
       peftlab results diff 3f2a91 b07c44
@@ -33,7 +35,7 @@ def results(
     if context.invoked_subcommand is None:
         from peftlab.cli import records
 
-        records.list_all(folder, task=task, stale=stale, as_json=json)
+        records.list_all(folder, task=task, where=where, stale=stale, as_json=json)
     context.obj = folder
 
 

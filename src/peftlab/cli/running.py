@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,14 +25,27 @@ class RunOptions:
     any_environment: bool = False
 
 
-def run(path: str, settings: Sequence[str], options: RunOptions, *, folder: str, as_json: bool, verbose: bool) -> None:
+def run(
+    path: str,
+    settings: Sequence[str],
+    options: RunOptions,
+    *,
+    folder: str,
+    as_json: bool,
+    verbose: bool,
+    dialect: str | None = None,
+) -> None:
     """Train and score one experiment, then print its record or a summary of it."""
     _set_up_logging(verbose)
-    spec = arguments.load_spec(path, arguments.parse(settings))
+    spec = arguments.load_spec(path, arguments.parse(settings), dialect)
     from peftlab import runs
 
     store = RunStore(folder)
     events = runs.events(spec, store, runs.Options(**vars(options)))
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes, the leader speaks
+        for _ in events:
+            pass
+        return
     results = display.draw(events, verbose=verbose)
     finished = [event for event in results if isinstance(event, Finished)]
     assert finished, "a run ends with Finished"

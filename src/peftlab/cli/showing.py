@@ -24,10 +24,10 @@ NUM_ROWS = 3
 _NO_MODEL = "none"
 
 
-def show(target: str, settings: Sequence[str]) -> None:
+def show(target: str, settings: Sequence[str], *, dialect: str | None = None) -> None:
     """Show the first rows of an experiment or a task."""
     if Path(target).is_dir():
-        _show_experiment(arguments.load_spec(target, arguments.parse(settings)))
+        _show_experiment(arguments.load_spec(target, arguments.parse(settings), dialect))
     elif settings:
         raise UserError(f"{target} is a task; settings go with an experiment", fix="name an experiment folder")
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from peftlab.cli.options import Json, Plugins, Results, Settings, Verbose, print_version
+from peftlab.cli.options import Dialect, Json, Plugins, Results, Settings, Verbose, Where, print_version
 from peftlab.cli.result_verbs import results_app
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def run(
     any_environment: Annotated[
         bool, typer.Option("--any-environment", help="Go on from a checkpoint of other versions, threads or device.")
     ] = False,
+    dialect: Dialect = None,
     json: Json = False,
     verbose: Verbose = False,
     plugins: Plugins = None,
@@ -62,7 +63,7 @@ def run(
     from peftlab.cli import running
 
     options = running.RunOptions(clean=clean, rerun=rerun, any_environment=any_environment)
-    running.run(path, settings or [], options, folder=results, as_json=json, verbose=verbose)
+    running.run(path, settings or [], options, folder=results, as_json=json, verbose=verbose, dialect=dialect)
 
 
 @app.command(short_help="Score finished runs, or a bare model, again.")
@@ -107,6 +108,7 @@ def check(
         typer.Argument(metavar="PATH|KEY=VALUE", help="Experiment folders, folders of them, task files."),
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Leave out the parameter count: fast.")] = False,
+    dialect: Dialect = None,
     plugins: Plugins = None,
 ) -> None:
     """Check experiment folders and task files before time is spent on them; says every mistake, not the first one.
@@ -121,7 +123,7 @@ def check(
     """
     from peftlab.cli import checking
 
-    checking.check(paths or [], with_model=not no_model)
+    checking.check(paths or [], with_model=not no_model, dialect=dialect)
 
 
 @app.command(short_help="Write an experiment folder for a method.")
@@ -151,6 +153,7 @@ def new(
 def show(
     target: Annotated[str, typer.Argument(metavar="EXPERIMENT|TASK", help="An experiment folder or a task.")],
     settings: Settings = None,
+    dialect: Dialect = None,
     plugins: Plugins = None,
 ) -> None:
     """Show three rows as the model sees them: what is trained on, what is masked, what is cut off.
@@ -165,7 +168,7 @@ def show(
     """
     from peftlab.cli import showing
 
-    showing.show(target, settings or [])
+    showing.show(target, settings or [], dialect=dialect)
 
 
 @app.command(short_help="Say which differences between runs are real.")
@@ -176,6 +179,7 @@ def compare(
     results: Results = "results",
     task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only this task.")] = None,
     metric: Annotated[str | None, typer.Option("--metric", metavar="M", help="Not the primary metric.")] = None,
+    where: Where = None,
     json: Json = False,
 ) -> None:
     """Compare finished runs with intervals, and say which differences are real.
@@ -184,13 +188,38 @@ def compare(
     Examples:
       peftlab compare
       peftlab compare --task gsm8k --metric exact_match
+      peftlab compare --where 'adapter.r == 16 and seed in [0, 1, 2]'
       peftlab compare experiments/lora/smollm2-135m-r16 experiments/ia3/smollm2-135m
 
     One table per task; runs that differ only in their seed are one line. Writes nothing.
     """
     from peftlab.cli import comparing
 
-    comparing.compare(runs or [], folder=results, task=task, metric=metric, as_json=json)
+    comparing.compare(runs or [], folder=results, task=task, metric=metric, where=where, as_json=json)
+
+
+@app.command(short_help="Write a page of results, to look at in a browser.")
+def report(
+    results: Annotated[str, typer.Argument(metavar="RESULTS", help="Folder of results.")] = "results",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = "report.html",
+    task: Annotated[str | None, typer.Option("--task", metavar="T", help="Only this task.")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", metavar="M", help="Not the primary metric.")] = None,
+    where: Where = None,
+) -> None:
+    """Write results as one HTML file: tables that sort, score against cost, learning curves, and what may be said.
+
+    \b
+    Examples:
+      peftlab report
+      peftlab report results/demo -o demo.html
+      peftlab report results --where 'category == "main" and trainable_parameters < 1e7' -o small.html
+
+    The file is whole: it opens from disk, asks for nothing, and can be sent. Its numbers are those of compare. A page
+    of an earlier call is replaced, any other file is not.
+    """
+    from peftlab.cli import reporting
+
+    reporting.report(results, output=output, task=task, metric=metric, where=where)
 
 
 class Listing(StrEnum):

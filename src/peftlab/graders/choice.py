@@ -30,7 +30,7 @@ def num_characters(choice: str) -> int:
 
 
 def _chosen(prediction: Prediction, example: Example, mode: str) -> int | None:
-    if prediction.finish == "prompt_too_long":  # a choice did not fit: none is chosen
+    if prediction.finish in ("prompt_too_long", "not_finite"):  # a choice has no likelihood: none is chosen
         return None
     if not prediction.scores:
         if mode == "acc_norm":

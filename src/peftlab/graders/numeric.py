@@ -14,6 +14,8 @@ Modes:
         completion without any declaration counts only when all of it is one number, with an optional currency, unit and
         final punctuation.
     flexible: The last number anywhere; of a list, a range, a time or a date the last one.
+    s0: The rules of another system, faults included, so that its published scores can be compared: `_s0_answers.py`.
+        Text there, not a number: what follows says nothing about it.
 
 Numbers: sign (Unicode minus too) that touches the number or its currency, digits of any script, thousands in groups of
 three after a comma (`1,234,567`; `1,2` is two numbers; `\\,` and thin spaces group as well), decimals with a point,
@@ -32,6 +34,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from peftlab.errors import UserError, unknown_name
+from peftlab.graders import _s0_answers
 from peftlab.protocols import Example, Grade, Grader, Prediction
 
 MAX_DIGITS = 300
@@ -260,16 +263,27 @@ def flexible(text: str) -> Fraction | None:
 
 
 _READERS = {"strict": strict, "flexible": flexible}
+_MODES = (*_READERS, "s0")
 
 
 def _reference(example: Example) -> Fraction:
     """The number of a reference: after the last `####` (or another declaration), or the whole of a bare number."""
+    value = strict(_reference_text(example))
+    if value is None:
+        raise _no_number(example)
+    return value
+
+
+def _reference_text(example: Example) -> str:
     reference = example.reference
     if isinstance(reference, str) or (isinstance(reference, int | float) and not isinstance(reference, bool)):
-        value = strict(str(reference))
-        if value is not None:
-            return value
-    raise UserError(
+        return str(reference)
+    raise _no_number(example)
+
+
+def _no_number(example: Example) -> UserError:
+    reference = example.reference
+    return UserError(
         f"item {example.item}: the reference {str(reference)[-80:]!r} holds no number",
         fix="let the task's 'reference' name a column with '#### N' or a bare number, or take another grader",
     )
@@ -277,8 +291,10 @@ def _reference(example: Example) -> Fraction:
 
 def grade(prediction: Prediction, example: Example, mode: str) -> Grade:
     """1 when the number read in `mode` equals the reference's, else 0; invalid when none was found."""
-    if mode not in _READERS:
-        raise unknown_name("mode", mode, _READERS)
+    if mode not in _MODES:
+        raise unknown_name("mode", mode, _MODES)
+    if mode == "s0":
+        return _grade_s0(prediction.text or "", _reference_text(example))
     expected = _reference(example)
     value = _READERS[mode](prediction.text or "")
     if value is None:
@@ -286,9 +302,18 @@ def grade(prediction: Prediction, example: Example, mode: str) -> Grade:
     return Grade(score=float(value == expected), answer=canonical(value), valid=True)
 
 
+def _grade_s0(text: str, reference: str) -> Grade:
+    expected = _s0_answers.parsed(reference)
+    answer = _s0_answers.parsed(text)
+    if not answer:
+        return Grade(score=0.0, answer=None, valid=False)
+    correct = _s0_answers.equal(answer, reference.strip() if expected is None else expected)
+    return Grade(score=float(correct), answer=answer, valid=True)
+
+
 def summary(grades: Sequence[Grade], examples: Sequence[Example]) -> Mapping[str, float]:
     """`answered`: the share of completions in which an answer was found."""
     return {"answered": sum(grade.valid for grade in grades) / len(grades)} if grades else {}
 
 
-PLUGIN = Grader(version=1, metric="exact_match", modes=("strict", "flexible"), grade=grade, summary=summary)
+PLUGIN = Grader(version=1, metric="exact_match", modes=_MODES, grade=grade, summary=summary)

@@ -283,7 +283,11 @@ def _model(evaluation: Evaluation, otherwise: str) -> str:
 
 def _base_label(evaluation: Evaluation, otherwise: str) -> str:
     model, generation = evaluation.settings.get("model") or {}, evaluation.settings.get("generation") or {}
-    parts = [str(model.get("id") or otherwise or "bare model").rsplit("/", 1)[-1], str(model.get("dtype", "float32"))]
+    written = evaluation.settings.get("model_id") or otherwise or model.get("id") or "bare model"
+    name = str(written).rstrip("/").rsplit("/", 1)[-1]
+    if model.get("content"):  # of two local models of one name, the digest tells which
+        name = f"{name} {model['content'][:6]}"
+    parts = [name, str(model.get("dtype", "float32"))]
     if generation.get("few_shot") is not None:
         parts.append(f"{generation['few_shot']}-shot")
     if generation.get("chat_template"):

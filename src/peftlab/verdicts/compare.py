@@ -65,7 +65,7 @@ class Table:
     Attributes:
         arms: Best first.
         bases: Bare models, best first.
-        bars: Of each model the label of its best bare score: what an arm of that model has to beat.
+        bars: Of each model the key of its best bare score: what an arm of that model has to beat.
         baselines: Scores that need no model, by name.
         notes: How the pairs were chosen and their p values adjusted, and what else a reader should know.
     """
@@ -157,7 +157,7 @@ def _table(
         direction=direction,
         arms=tuple(arms),
         bases=tuple(bases),
-        bars=tuple(base.label for base in bars.values()),
+        bars=tuple(base.key for base in bars.values()),
         pairs=tuple(pairs),
         baselines=baselines,
         notes=tuple(_notes(arms, bases, bars, pairs)),

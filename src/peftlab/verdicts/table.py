@@ -79,7 +79,7 @@ def _arm(arm: Arm, table: Table) -> tuple[str, ...]:
 
 
 def _base(base: Base, table: Table) -> tuple[str, ...]:
-    notes = [*(["the bar"] if base.label in table.bars else []), *(["part of the data"] if base.partial else [])]
+    notes = [*(["the bar"] if base.key in table.bars else []), *(["part of the data"] if base.partial else [])]
     notes.extend([base.outcomes.missing] if base.outcomes.missing else [])
     score = (number(base.score.mean), interval(base.score.low, base.score.high))
     return (base.label, "none", UNKNOWN, str(base.score.n), *score, *[UNKNOWN] * 5, "; ".join(notes))

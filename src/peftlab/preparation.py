@@ -1,0 +1,95 @@
+"""Everything that a training needs, built in one order on every process: rows, budget, model, optimizer, schedule.
+
+Trains nothing and writes nothing; `runs.py` and `following.py` do the same steps with what this returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peftlab import batching, data, models, processes, tokenise, training
+from peftlab.batching import Stream
+from peftlab.errors import UserError
+from peftlab.events import Step
+from peftlab.models import Base, Built
+from peftlab.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """When validations and checkpoints fall due, once the number of steps is known."""
+
+    eval_strategy: str
+    eval_steps: int | None
+    save_strategy: str
+    save_steps: int
+
+    @classmethod
+    def of(cls, spec: RunSpec, total_steps: int) -> Due:
+        """The schedule of a run of so many steps.
+
+        Raises:
+            UserError: The run would end before its first validation.
+        """
+        train = spec.train
+        every = train.eval_steps
+        if train.total_eval_times is not None:
+            every = max(1, total_steps // train.total_eval_times)
+        if train.eval_strategy == "steps" and every is not None and every > total_steps:
+            raise UserError(
+                f"train.eval_steps ({every}) is larger than the {total_steps} steps that the budget comes to",
+                fix="lower train.eval_steps, or set train.eval_strategy=epoch",
+            )
+        return cls(
+            eval_strategy=train.eval_strategy,
+            eval_steps=every,
+            save_strategy=spec.save.save_strategy,
+            save_steps=spec.save.save_steps,
+        )
+
+    def validation(self, step: Step) -> bool:
+        """Whether the validation rows are scored after this step."""
+        return _falls_due(self.eval_strategy, self.eval_steps, step)
+
+    def checkpoint(self, step: Step) -> bool:
+        """Whether a checkpoint is written after this step."""
+        return _falls_due(self.save_strategy, self.save_steps, step)
+
+
+def _falls_due(strategy: str, every: int | None, step: Step) -> bool:
+    if strategy == "epoch":
+        return step.ends_epoch
+    return strategy == "steps" and every is not None and step.step % every == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a training starts with; `facts` counts the training rows' tokens."""
+
+    built: Built
+    stream: Stream
+    state: training.State
+    due: Due
+    facts: Mapping[str, Any]
+
+
+def prepare(spec: RunSpec, rows: data.Rows, base: Base) -> Prepared:
+    """Build it all, for step 1.
+
+    Raises:
+        UserError: There are no training rows, or something does not fit together.
+    """
+    if not rows.train:
+        raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
+    here = processes.world()
+    token_rows, facts = tokenise.tokenise(
+        rows.train, base.tokenizer, kind=base.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
+    )
+    stream = Stream(token_rows, spec.batch, spec.seed, rank=here.rank, world_size=here.size)
+    total = batching.total_steps(token_rows, spec.batch, spec.train, world_size=here.size, seed=spec.seed)
+    due = Due.of(spec, total)
+    built = models.adapt(base, spec, total_steps=total)
+    state = training.start(built, spec, total_steps=total)
+    return Prepared(built=built, stream=stream, state=state, due=due, facts=facts)

@@ -1,0 +1,1 @@
+"""Records and verdicts to one static HTML file: `contents` is the data, `page` the file. Computes no statistics."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlab import data, overlap, protocols, sources
+from peftlab import data, overlap, protocols, sources, texts
 from peftlab import task as tasks
 from peftlab.errors import UserError
 from peftlab.protocols import Example, Prediction
@@ -54,7 +54,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, Any]]]:
     """Data sets by name, instead of the mirror and the hub; `many` has NUM_ROWS different rows."""
     held = {"many": [{"question": f"what is number {n}", "answer": str(n)} for n in range(NUM_ROWS)]}
 
-    def read(source: Source) -> Table:
+    def read(source: Source, *, first: int | None = None) -> Table:
         rows = held[f"{source.dataset or source.generator}"]
         if source.generator:
             rows = rows[source.seed : source.seed + source.size]  # type: ignore[operator]
@@ -328,11 +328,11 @@ def test_facts_are_plain_data() -> None:
 
 def test_the_forgetting_text_is_absent_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PEFTLAB_MIRROR", raising=False)
-    assert data.text_for_forgetting(None) == "data.forgetting is null"
-    reason = data.text_for_forgetting("wikitext2")
+    assert texts.for_forgetting(None) == "data.forgetting is null"
+    reason = texts.for_forgetting("wikitext2")
     assert isinstance(reason, str) and "PEFTLAB_MIRROR" in reason
     with pytest.raises(UserError, match="unknown text 'wikitext'"):
-        data.text_for_forgetting("wikitext")
+        texts.for_forgetting("wikitext")
 
 
 def test_the_forgetting_text_comes_from_the_mirror_or_from_the_hub_when_asked(
@@ -343,14 +343,14 @@ def test_the_forgetting_text_comes_from_the_mirror_or_from_the_hub_when_asked(
     (tmp_path / "w" / "test.jsonl").write_text('{"text": " = A = \\n"}\n{"text": ""}\n')
     (tmp_path / "mirror.json").write_text(json.dumps({"Salesforce/wikitext:wikitext-2-v1": entry}))
     monkeypatch.setenv("PEFTLAB_MIRROR", str(tmp_path))
-    found = data.text_for_forgetting("wikitext2")
+    found = texts.for_forgetting("wikitext2")
     assert not isinstance(found, str)
-    texts, facts = found
-    assert texts == [" = A = \n", ""]
+    written, facts = found
+    assert written == [" = A = \n", ""]
     assert facts["rows"] == 2 and facts["characters"] == 8 and facts["source"]["from"] == "mirror"
     monkeypatch.delenv("PEFTLAB_MIRROR")
     tables["Salesforce/wikitext"] = [{"text": "asked for"}]
-    from_hub = data.text_for_forgetting("hub:wikitext2")
+    from_hub = texts.for_forgetting("hub:wikitext2")
     assert not isinstance(from_hub, str) and from_hub[0] == ["asked for"]
 
 
@@ -413,7 +413,7 @@ def test_real_multiple_choice_rows_come_apart(subset: str, monkeypatch: pytest.M
 @needs_mirror
 def test_the_forgetting_text_is_wikitext(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFTLAB_MIRROR", str(MIRROR))
-    found = data.text_for_forgetting("wikitext2")
+    found = texts.for_forgetting("wikitext2")
     assert not isinstance(found, str) and found[1]["rows"] == 4358
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,8 +24,10 @@ PROMPT_METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def built_for(tmp_path: Path, architecture: str = "llama", adapter: dict[str, Any] | None = None) -> models.Built:
-    folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter)
+def built_for(
+    tmp_path: Path, architecture: str = "llama", adapter: dict[str, Any] | None = None, pad: str | None = "<pad>"
+) -> models.Built:
+    folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter, pad=pad)
     resolved = loading.load(folder)
     built = models.adapt(models.load(resolved.model, "causal"), resolved)
     if adapter is not None:
@@ -57,14 +61,28 @@ def answers(
 
 
 @pytest.mark.parametrize("architecture", toy.CAUSAL)
-def test_a_padded_batch_generates_as_a_batch_of_one(tmp_path: Path, architecture: str) -> None:
-    built = built_for(tmp_path, architecture)
+@pytest.mark.parametrize("pad", ["<pad>", None])
+def test_a_padded_batch_generates_as_a_batch_of_one(tmp_path: Path, architecture: str, pad: str | None) -> None:
+    built = built_for(tmp_path, architecture, pad=pad)
     prompts = prompts_for(built)
     alone = answers(built, prompts, 1)
+    assert [completion.token_ids for completion in alone] == [greedy(built, prompt) for prompt in prompts]
     assert len({completion.token_ids for completion in alone}) > 1
     assert answers(built, prompts, 5) == alone
     assert answers(built, prompts, 2) == alone
     assert answers(built, prompts[::-1], 3) == alone[::-1]
+
+
+def greedy(built: models.Built, prompt: Prompt) -> tuple[int, ...]:
+    """The likeliest next token, again and again, without a cache."""
+    ids: list[int] = []
+    with torch.no_grad():
+        while len(ids) < prompt.max_new_tokens:
+            logits = built.model(input_ids=torch.tensor([[*prompt.token_ids, *ids]])).logits
+            ids.append(int(logits[0, -1].argmax()))
+            if ids[-1] in built.stop_ids:
+                return tuple(ids[:-1])
+    return tuple(ids)
 
 
 @pytest.mark.parametrize("method", PROMPT_METHODS)
@@ -117,11 +135,22 @@ def test_a_prompt_without_room_is_not_generated(tmp_path: Path) -> None:
 
 def test_stop_strings_and_eos_cut_the_answer(tmp_path: Path) -> None:
     built = built_for(tmp_path)
-    free = answers(built, prompts_for(built, limits=(9,) * 5), 5)
+    prompts = prompts_for(built, limits=(9,) * 5)
+    free = answers(built, prompts, 5)
     text = next(completion.text for completion in free if len(completion.text) > 4)
-    stopped = answers(built, prompts_for(built, limits=(9,) * 5), 5, stop=[text[2]])
-    assert all(text[2] not in completion.text for completion in stopped)
-    assert any(completion.finish == "stop" for completion in stopped)
+    stopped = answers(built, prompts, 5, stop=[text[2], text[1:3]])  # both end there, the second begins first
+    assert [completion.text for completion in stopped if completion.text == text[:1]]
+    for cut, whole in zip(stopped, free, strict=True):
+        ends = [whole.text.find(string) for string in (text[2], text[1:3]) if string in whole.text]
+        assert cut.text == whole.text[: min(ends, default=None)]
+        assert cut.finish == ("stop" if ends else "length")
+    assert free[0].token_ids is not None
+    ends_at = replace(built, stop_ids=(free[0].token_ids[2],))
+    for cut, whole in zip(answers(ends_at, prompts, 5), free, strict=True):
+        assert whole.token_ids is not None
+        kept = (*whole.token_ids, *ends_at.stop_ids).index(ends_at.stop_ids[0])
+        assert (cut.token_ids, cut.num_tokens) == (whole.token_ids[:kept], kept)
+        assert cut.finish == ("stop" if kept < len(whole.token_ids) else "length")
 
 
 def test_the_models_own_generation_defaults_never_leak(tmp_path: Path) -> None:
@@ -139,9 +168,10 @@ def test_sampling_draws_from_its_own_stream(tmp_path: Path) -> None:
     built = built_for(tmp_path)
     prompts = prompts_for(built)
     torch.manual_seed(1)
-    before = torch.random.get_rng_state()
+    before = torch.random.get_rng_state(), random.getstate(), str(np.random.get_state())
     one = answers(built, prompts, 5, do_sample=True)
-    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert before[1:] == (random.getstate(), str(np.random.get_state()))
     torch.manual_seed(2)
     assert answers(built, prompts, 5, do_sample=True) == one
     with randomness.seeded(3, "dropout"):
@@ -152,17 +182,14 @@ def test_sampling_draws_from_its_own_stream(tmp_path: Path) -> None:
 def test_scores_do_not_depend_on_batch_size_or_order(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     found = []
-    for size in (1, 5, 12):
+    for size, way in ((1, 1), (5, 1), (12, 1), (5, -1)):
         resolved = loading.load(folder, overrides={"batch.per_device_eval_batch_size": size})
         built = models.bare(models.load(resolved.model, "causal"))
-        scoring = evaluation.score(built, data.load(resolved).test, resolved)
-        while True:
-            try:
-                next(scoring)
-            except StopIteration as stop:
-                found.append(stop.value.samples)
-                break
-    assert found[0] == found[1] == found[2]
+        rows = data.load(resolved).train[:12][::way]
+        assert len({len(row.prompt) for row in rows}) > 1
+        found.append(drained(evaluation.score(built, rows, resolved)).samples[::way])
+        assert [sample["item"] for sample in found[-1]] == [row.item for row in rows[::way]]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def drained(scoring: Any) -> Any:
@@ -194,12 +221,14 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
     examples = [
         Example(item="a", prompt="pick:", choices=(" yes", " no", " maybe so"), reference=1),
         Example(item="b", prompt="a longer pick:", choices=(" b", " cc"), reference=0),
+        Example(item="c", prompt="again:", choices=(" ccc", " d"), reference=0),
     ]
     resolved = loading.load(toy.write_experiment(tmp_path / "x"))
-    predictions = drained(evaluation._choose(built, examples, resolved, ()))
+    predictions, _ = drained(evaluation._choose(built, examples, resolved, ()))
     shots = [Example(item="s", prompt="first:", target=" one")]
-    assert drained(evaluation._choose(built, examples, resolved, shots)) != predictions
+    assert drained(evaluation._choose(built, examples, resolved, shots))[0] != predictions
     for example, prediction in zip(examples, predictions, strict=True):
+        assert prediction.index == prediction.scores.index(max(prediction.scores))
         for choice, score in zip(example.choices, prediction.scores, strict=True):
             prompt = list(tokenise.prompt_ids(example.prompt, built.tokenizer))
             whole = prompt + list(built.tokenizer(choice, add_special_tokens=False)["input_ids"])

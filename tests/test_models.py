@@ -31,8 +31,9 @@ def test_attention_implementations_agree(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     losses = []
     for name in ("sdpa", "eager"):
-        overrides = {"model.attn_implementation": name, "train.evaluate": "none"}
-        losses.append(runs.run(loading.load(folder, overrides=overrides), RunStore(tmp_path / name)).curve["loss"])
+        resolved = loading.load(folder, overrides={"model.attn_implementation": name, "train.evaluate": "none"})
+        assert models.load(resolved.model, "causal").model.config._attn_implementation == name
+        losses.append(runs.run(resolved, RunStore(tmp_path / name)).curve["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -51,6 +52,14 @@ def test_added_tokens_get_rows_that_depend_on_no_seed(tmp_path: Path) -> None:
     assert runs.run(resolved, RunStore(tmp_path / "results")).status == "finished"
 
 
+def test_a_new_head_starts_from_the_seed(tmp_path: Path) -> None:
+    settings = loading.load(toy.write_experiment(tmp_path)).model
+    one, same, other = (
+        models.load(settings, "classify", labels=("a", "b"), seed=seed).model.score.weight for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
 ADAPTERS: dict[str, dict[str, Any] | None] = {
     "lora": toy.LORA,
     "ia3": {"peft_type": "IA3", "target_modules": ["v_proj"], "feedforward_modules": []},
@@ -67,6 +76,7 @@ def test_counts_on_the_meta_device_are_those_of_the_real_model(tmp_path: Path, n
     assert counts.source == "meta"
     assert counts.trainable == sum(parameter.numel() for parameter in built.trainable().values())
     assert counts.total == sum(parameter.numel() for parameter in built.model.parameters())
+    assert (counts.trainable == counts.total) is (name == "full")
 
 
 def test_a_model_that_is_not_here_is_not_computable(tmp_path: Path) -> None:

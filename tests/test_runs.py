@@ -13,7 +13,7 @@ from comparing import outcome, record_file, without_times
 from peftlab import checkpoint, data, evaluating, evaluation, loading, models, runs, spec, training, weights
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished, Saved, Stage, Started, Step
-from peftlab.record import Record
+from peftlab.record import Record, from_json
 from peftlab.runs import Options
 from peftlab.store import RunStore
 
@@ -149,11 +149,12 @@ def test_a_setting_that_changes_no_result_is_in_no_key(tmp_path: Path, setting: 
 
 
 def test_another_seed_changes_start_order_and_dropout_and_leaves_the_rows(tmp_path: Path) -> None:
-    folder = toy.write_experiment(tmp_path)
+    folder = toy.write_experiment(tmp_path, batch={"order": "shuffled"}, data={"train_rows": 20})
     one, two = run(folder, tmp_path / "one", seed=1), run(folder, tmp_path / "two", seed=2)
     assert one.arm == two.arm and one.key != two.key
     assert one.rows["fingerprints"] == two.rows["fingerprints"]
     assert one.curve["loss"] != two.curve["loss"]
+    assert one.curve["tokens"] != two.curve["tokens"]  # other rows in each step
     starts = [_start(loading.load(folder, seed=seed)) for seed in (1, 2, 1)]
     assert starts[0] != starts[1] and starts[0] == starts[2]
 
@@ -309,16 +310,20 @@ def _samples(results: Path, record: Record, role: str) -> list[Any]:
 # ------------------------------------------------------------------------------------------------- best, early stopping
 
 
-def test_best_checkpoint_and_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = toy.write_experiment(tmp_path)
-    scores = iter([0.2, 0.6, 0.5, 0.4, 0.1, 0.9])
+@pytest.mark.parametrize(("metric", "sign"), [("exact_match", 1), ("exact_match_flexible", -1)])
+def test_best_checkpoint_and_early_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str, sign: int
+) -> None:
+    """The first of the best by the named metric and its direction; the weights of that step are the result."""
+    metrics = {"exact_match": "higher", "exact_match_flexible": "lower"}
+    folder = toy.write_experiment(tmp_path, task=toy.write_task(tmp_path / "task", metrics=metrics))
+    scores = iter([0.2, 0.6, 0.5, 0.6, 0.1, 0.9])
     original = evaluation.grade
 
     def graded(task: Any, examples: Any, predictions: Any) -> Any:
         found = original(task, examples, predictions)
         if len(examples) == 8:
-            metric = found.metrics["exact_match"].model_copy(update={"mean": next(scores)})
-            found.metrics["exact_match"] = metric
+            found.metrics[metric] = found.metrics[metric].model_copy(update={"mean": sign * next(scores)})
         return found
 
     monkeypatch.setattr(evaluation, "grade", graded)
@@ -328,12 +333,17 @@ def test_best_checkpoint_and_early_stopping(tmp_path: Path, monkeypatch: pytest.
         train__max_steps=12,
         train__eval_steps=2,
         train__load_best_model_at_end=True,
+        train__metric_for_best_model=metric if sign < 0 else None,
         train__early_stopping_patience=2,
     )
     assert record.training["stopped_early"] == 8 and record.training["step"] == 4 and record.training["role"] == "best"
     best = record.evaluation("best")
     assert best is not None and best.checkpoint == 4
     assert record.curve["step"][-1] == 8
+    payload = RunStore(tmp_path / "results").folder_of(record)
+    kept = [payload / place for place in ("adapter", "snapshots/step-000004", "snapshots/step-000008")]
+    result, fourth, last = ((folder / "adapter_model.safetensors").read_bytes() for folder in kept)
+    assert result == fourth != last
 
 
 def test_steering_puts_validation_into_the_key(tmp_path: Path) -> None:
@@ -380,7 +390,6 @@ def test_out_of_memory_on_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_longest_batch_is_tried_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory in generation shows at once, and not after the training."""
     folder = toy.write_experiment(tmp_path)
-    run(folder, tmp_path / "results", train__evaluate="none")  # no rehearsal without evaluation
     from peftlab import generation
 
     original = generation.generate
@@ -393,6 +402,7 @@ def test_the_longest_batch_is_tried_before_step_one(tmp_path: Path, monkeypatch:
         return original(session, prompts, options, **more)
 
     monkeypatch.setattr(generation, "generate", no_room)
+    run(folder, tmp_path / "results", train__evaluate="none")  # no rehearsal without evaluation
     with pytest.raises(MemoryError):
         run(folder, tmp_path / "results", optim__learning_rate=5e-3)
     longest = max(len(row["question"]) + 2 for row in toy.rows(12, 900))
@@ -498,7 +508,8 @@ def test_a_full_disk_during_a_checkpoint_loses_nothing(tmp_path: Path, monkeypat
         run(folder, tmp_path / "results")
     [record] = RunStore(tmp_path / "results").records()
     assert record.status == "failed" and "No space left" in (record.error or "")
-    assert run(folder, tmp_path / "results").status == "finished"
+    again = runs.events(loading.load(folder), RunStore(tmp_path / "results"))
+    assert [event.step for event in again if isinstance(event, Started)] == [2]
     run(folder, tmp_path / "whole")
     assert outcome(tmp_path / "results") == outcome(tmp_path / "whole")
 
@@ -515,15 +526,12 @@ def test_a_classifier_trains_and_saves_its_head(tmp_path: Path) -> None:
         assert found is not None and "baseline_majority_class" in found.baselines
         built = weights.load_trained(loading.load(folder), RunStore(root / "results").folder_of(record) / "adapter")
         fresh = models.load(loading.load(folder).model, "classify", labels=("even", "odd"))
-        trained = {
-            name: value for name, value in built.model.state_dict().items() if "classifier" in name or "score" in name
-        }
-        assert trained and all(
-            not any(
-                value.shape == other.shape and (value == other).all() for other in fresh.model.state_dict().values()
-            )
-            for name, value in trained.items()
-            if "modules_to_save" in name and value.ndim == 2
+        saved = built.model.state_dict().items()
+        heads = [value for name, value in saved if "modules_to_save" in name and value.ndim == 2]
+        assert heads and not any(
+            head.shape == other.shape and (head == other).all()
+            for head in heads
+            for other in fresh.model.state_dict().values()
         )
 
 
@@ -559,5 +567,6 @@ def test_classifiers_resume(tmp_path: Path, architecture: str) -> None:
 def test_the_json_of_a_record_reads_back(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
     record = run(folder, tmp_path / "results")
-    plain = json.loads(record_file(tmp_path / "results").read_text())
-    assert plain["key"] == record.key and "cost" not in without_times(plain)
+    text = record_file(tmp_path / "results").read_text()
+    assert from_json(text, where="the record") == record
+    assert "cost" not in without_times(json.loads(text))

@@ -175,6 +175,7 @@ def test_padding_never_enters_the_loss(tmp_path: Path) -> None:
     assert logits.grad is not None
     touched = logits.grad.abs().sum(-1) > 0
     assert touched.tolist() == [[False, True, True, True, False], [True, True, False, False, False]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]  # the EOS is text, also as padding
     assert batch.labels is not None and batch.labels.tolist()[1] == [IGNORE, 6, 1, IGNORE, IGNORE]
 
 
@@ -182,16 +183,27 @@ def test_eos_weight(tmp_path: Path) -> None:
     """Hand-worked: the weighted mean of the token losses, the EOS at half weight."""
     rows = [
         TokenRow(item="a", ids=(5, 6, 1), labels_from=1, has_eos=True, truncated=False),
-        TokenRow(item="b", ids=(5, 6, 7), labels_from=1, has_eos=False, truncated=True),
+        TokenRow(item="b", ids=(5, 6, 7, 8), labels_from=2, has_eos=False, truncated=True),
     ]
     batch = collate(rows, pad_id=0, eos_weight=0.5)
-    logits = torch.randn(2, 3, toy.SIZE)
+    logits = torch.randn(2, 4, toy.SIZE)
     expected = torch.log_softmax(logits, -1)
-    picked = [-expected[0, 0, 6], -0.5 * expected[0, 1, 1], -expected[1, 0, 6], -expected[1, 1, 7]]
+    picked = [-expected[0, 0, 6], -0.5 * expected[0, 1, 1], -expected[1, 1, 7], -expected[1, 2, 8]]
     found = from_logits(logits, batch)
     assert float(found.total) == pytest.approx(float(sum(picked)), rel=1e-6)
     assert (batch.weight, found.count) == (3.5, 4)
     assert float(found.unweighted) == pytest.approx(float(picked[0] + 2 * picked[1] + picked[2] + picked[3]), rel=1e-6)
+
+
+def test_segments_of_a_pair_reach_the_model(tmp_path: Path) -> None:
+    adapter = {"peft_type": "LORA", "r": 4, "target_modules": ["query"]}
+    _, built, rows = prepared(toy.write_experiment(tmp_path, architecture="bert", adapter=adapter))
+    one = dataclasses.replace(rows[0], type_ids=(0,) * len(rows[0].ids))
+    two = dataclasses.replace(rows[0], type_ids=(0,) * (len(rows[0].ids) - 1) + (1,))
+    built.model.eval()
+    with torch.no_grad():
+        logits = training.forward(built, collate([one, two], pad_id=built.pad_id)).logits
+    assert not torch.allclose(logits[0], logits[1])
 
 
 def test_trimmed_logits_give_the_same_loss(tmp_path: Path) -> None:
@@ -208,22 +220,33 @@ def test_trimmed_logits_give_the_same_loss(tmp_path: Path) -> None:
     assert float(ours.total) / ours.count == pytest.approx(float(whole.loss), rel=1e-6)
 
 
-def test_amp_on_and_off_in_one_process(tmp_path: Path) -> None:
-    """A run with autocast leaves nothing behind for the next one."""
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_amp_on_and_off_in_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
+) -> None:
+    """A run with autocast leaves nothing behind for the next one, and scales no gradient that is clipped."""
+    original, seen = training.forward, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((outputs := original(*args, **kwargs)).logits.dtype)
+        return outputs
+
+    monkeypatch.setattr(training, "forward", watched)
     folder = toy.write_experiment(tmp_path)
     plain, _ = train(folder)
-    mixed, _ = train(folder, **{"train.mixed_precision": "bf16"})
+    mixed, _ = train(folder, **{"train.mixed_precision": precision})
     again, _ = train(folder)
+    assert seen == [torch.float32] * 6 + [dtype] * 6 + [torch.float32] * 6
     assert losses(plain) == losses(again)
-    assert losses(mixed) != losses(plain)
     assert losses(mixed) == pytest.approx(losses(plain), rel=0.05)
+    assert [step.grad_norm for step in mixed] == pytest.approx([step.grad_norm for step in plain], rel=0.3)
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path)
-    assert losses(train(folder, **{"model.gradient_checkpointing": True})[0]) == pytest.approx(
-        losses(train(folder)[0]), rel=1e-6
-    )
+    steps, built = train(folder, **{"model.gradient_checkpointing": True})
+    assert all(layer.gradient_checkpointing for layer in built.model.modules() if hasattr(layer, "self_attn"))
+    assert losses(steps) == pytest.approx(losses(train(folder)[0]), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------ own objectives
@@ -231,32 +254,49 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_methods_own_term_is_found_trained_and_reported_apart(tmp_path: Path) -> None:
     """AdaLoRA's orthogonality term exists only in a labelled loss; value by the formula of its model's forward."""
-    adapter = {
-        "peft_type": "ADALORA",
-        "init_r": 4,
-        "target_r": 2,
-        "tinit": 2,
-        "tfinal": 2,
-        "target_modules": ["q_proj"],
-    }
-    folder = toy.write_experiment(tmp_path, adapter=adapter)
+    folder = toy.write_experiment(
+        tmp_path, adapter=ADALORA, batch={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    )
     resolved, built, rows = prepared(folder)
-    expected = _orthogonality(built.model)
+    batches = [collate(micro, pad_id=built.pad_id) for micro in next(Stream(rows, resolved.batch, 0)).micro_batches]
+    sums = [from_logits(training.forward(built, batch).logits, batch) for batch in batches]
+    task = torch.stack([found.total for found in sums]).sum() / sum(found.count for found in sums)
+    own = _orthogonality(built.model)
+    gradients = torch.autograd.grad(task + own, list(built.trainable().values()))
     state = training.start(built, resolved)
     step = next(training.steps(built, Stream(rows, resolved.batch, 0), resolved, state))
     assert state.own_objective is True
-    assert step.method_loss == pytest.approx(expected, rel=1e-4)
+    assert step.method_loss == pytest.approx(own.item(), rel=1e-4)
+    assert step.loss == pytest.approx(task.item(), rel=1e-5)
+    assert step.grad_norm == pytest.approx(float(torch.cat([one.flatten() for one in gradients]).norm()), rel=1e-4)
     plain, _ = train(toy.write_experiment(tmp_path / "plain"))
     assert all(found.method_loss is None for found in plain)
 
 
-def _orthogonality(model: Any) -> float:
+ADALORA = {
+    "peft_type": "ADALORA",
+    "init_r": 4,
+    "target_r": 2,
+    "tinit": 2,
+    "tfinal": 2,
+    "target_modules": ["q_proj"],
+}
+
+
+def _orthogonality(model: Any) -> torch.Tensor:
     norms = []
     for name, parameter in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             gram = parameter @ parameter.T if "lora_A" in name else parameter.T @ parameter
-            norms.append(float(torch.norm(gram - torch.eye(len(gram)), p="fro")))
-    return 0.5 * sum(norms) / len(norms)
+            norms.append(torch.norm(gram - torch.eye(len(gram)), p="fro"))
+    return 0.5 * torch.stack(norms).mean()
+
+
+def test_a_method_that_reallocates_is_told_of_each_step(tmp_path: Path) -> None:
+    """AdaLoRA cuts its ranks to the target: two layers of four, two left of each on average."""
+    _, built = train(toy.write_experiment(tmp_path, adapter={**ADALORA, "tinit": 1, "tfinal": 2, "deltaT": 1}))
+    ranks = [int((value != 0).sum()) for name, value in built.trainable().items() if "lora_E" in name]
+    assert len(ranks) == 2 and sum(ranks) == 4
 
 
 # ------------------------------------------------------------------------------------------------------------- guards
@@ -264,8 +304,13 @@ def _orthogonality(model: Any) -> float:
 
 def test_nan_ends_the_run(tmp_path: Path) -> None:
     folder = toy.write_experiment(tmp_path, optim={"learning_rate": 1e30, "warmup_steps": 0, "max_grad_norm": 0.0})
-    with pytest.raises(training.Diverged, match="step"):
+    with pytest.raises(training.Diverged, match=r"gradient norm became \w+ at step"):
         train(folder)
+    resolved, built, rows = prepared(folder)
+    with torch.no_grad():
+        list(built.trainable().values())[-1].fill_(math.nan)
+    with pytest.raises(training.Diverged, match="the loss became nan at step 1"):
+        next(training.steps(built, Stream(rows, resolved.batch, 0), resolved, training.start(built, resolved)))
 
 
 def test_a_trainable_tensor_without_gradient_is_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from peftlab import evaluating, evaluation, loading, models, runs, training, wei
 from peftlab.batching import Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Finished, Saved, Step
+from peftlab.graders import choice, numeric
 from peftlab.protocols import Example
 from peftlab.record import Record
 from peftlab.store import RunStore
@@ -101,6 +103,9 @@ def test_a_changed_grader_grades_the_stored_predictions_again(tmp_path: Path, mo
         found = second.evaluation(role)
         assert found is not None and list(found.metrics) == ["exact_match_flexible"]
         assert found.grader == {"name": "numeric", "modes": ["flexible"], "version": 1}
+    monkeypatch.setattr(numeric, "PLUGIN", dataclasses.replace(numeric.PLUGIN, version=2))
+    found = run(folder, tmp_path / "results").evaluation("last")
+    assert found is not None and found.grader == {"name": "numeric", "modes": ["flexible"], "version": 2}
 
 
 def test_another_task_with_the_same_rows_does_not_take_the_place_of_the_own(tmp_path: Path) -> None:
@@ -138,13 +143,14 @@ def test_another_task_keeps_its_own_limits(tmp_path: Path) -> None:
     change_task(folder, stop=["7"])
     own = loading.load(folder, overrides={"data.test_rows": 6})
     other = toy.write_task(tmp_path / "other")
-    plain = json.loads(other.read_text())
+    plain = json.loads(other.read_text()) | {"stop": ["9"]}
     del plain["max_new_tokens"]
     other.write_text(json.dumps(plain))
     changed = loading.with_evaluation(own, task=str(other), overrides={})
     bare = loading.bare(own.model.id, task=str(other))
     assert (own.generation.stop, own.generation.max_new_tokens) == (("7",), 5)
     assert changed.generation == bare.generation and changed.task.test == bare.task.test
+    assert changed.generation.stop == ("9",)
 
 
 def test_a_run_is_not_scored_on_rows_it_was_trained_on(tmp_path: Path) -> None:
@@ -265,8 +271,22 @@ def test_a_choice_that_does_not_fit_cannot_win(tmp_path: Path) -> None:
     resolved = loading.load(toy.write_experiment(tmp_path), overrides={"data.max_length": 12})
     built = models.bare(models.load(resolved.model, "causal"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " " + "z" * 30), reference=0)]
-    [prediction] = drained(evaluation._choose(built, rows, resolved, ()))
-    assert prediction.index is None and prediction.finish == "prompt_too_long"
+    [prediction], cut = drained(evaluation._choose(built, rows, resolved, ()))
+    assert prediction.index is None and prediction.finish == "prompt_too_long" and cut == 1
+
+
+def test_a_choice_without_a_likelihood_is_not_called_too_long(tmp_path: Path) -> None:
+    """A model that computes NaN chooses nothing, and the sample says that it was not the prompt's length."""
+    resolved = loading.load(toy.write_experiment(tmp_path))
+    built = models.bare(models.load(resolved.model, "causal"))
+    with torch.no_grad():
+        built.model.get_output_embeddings().weight.fill_(float("nan"))
+    rows = [Example(item="a", prompt="pick:", choices=(" a", " b"), reference=0)]
+    [prediction], cut = drained(evaluation._choose(built, rows, resolved, ()))
+    assert (prediction.index, prediction.finish, cut) == (None, "not_finite", 0)
+    for mode in choice.MODES:
+        grade = choice.grade(prediction, rows[0], mode)
+        assert (grade.score, grade.valid) == (0.0, False)
 
 
 def test_a_method_that_adds_nothing_to_a_row_without_labels(tmp_path: Path) -> None:

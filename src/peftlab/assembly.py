@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from peftlab import data, measure, scoring
+from peftlab import measure, scoring, texts
 from peftlab.errors import UserError
 from peftlab.record import Cost, Evaluation, Record
 from peftlab.scoring import Wanted
@@ -73,7 +73,9 @@ def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
             and found.role == "base"
             and items.get((found.what, found.part), found.items) != found.items
         ):
-            rows = f"another text '{found.task}'" if found.what == "text" else f"other {found.part} rows of '{found.task}'"
+            rows = (
+                f"another text '{found.task}'" if found.what == "text" else f"other {found.part} rows of '{found.task}'"
+            )
             raise UserError(
                 f"the starting model was scored on {rows} than this run",
                 fix=f"pin the data set's revision, and move the stored evaluation {found.folder} away",
@@ -92,7 +94,7 @@ def _forgetting(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, A
     after = found.get("best", found.get("last"))
     if after is not None and "base" in found:
         return {"text": spec.data.forgetting, "change": after - found["base"], "reason": None}
-    text = data.text_for_forgetting(spec.data.forgetting)
+    text = texts.for_forgetting(spec.data.forgetting)
     reason = (
         text if isinstance(text, str) else "not asked for: the task generates no text, or train.evaluate is not all"
     )

@@ -103,11 +103,21 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, eos_weight: float = 1.0) -
 
 @dataclass(frozen=True, kw_only=True)
 class StepRows:
-    """The rows of one optimizer step, cut into the forward passes of this process."""
+    """The rows of one optimizer step, cut into the forward passes of this process.
+
+    Attributes:
+        micro_batches: The rows of each forward pass; empty for a process that the tail of a pass left without.
+        epoch: Passes over the rows after this step.
+        ends_epoch: Whether a pass ends with this step.
+        most: Forward passes of the process that has most.
+        filler: A row of this step, for whoever must run a forward pass without having rows.
+    """
 
     micro_batches: tuple[tuple[TokenRow, ...], ...]
     epoch: float
-    ends_epoch: bool = False
+    ends_epoch: bool
+    most: int
+    filler: TokenRow
 
 
 def order(lengths: Sequence[int], settings: BatchSettings, rows_per_step: int, seed: int, epoch: int) -> list[int]:
@@ -209,5 +219,9 @@ class Stream:
         size = self.settings.per_device_train_batch_size
         micro = [tuple(chosen[start : start + size]) for start in range(0, len(chosen), size)]
         return StepRows(
-            micro_batches=tuple(micro[self.rank :: self.world_size]), epoch=epoch, ends_epoch=self.taken == 0
+            micro_batches=tuple(micro[self.rank :: self.world_size]),
+            epoch=epoch,
+            ends_epoch=self.taken == 0,
+            most=math.ceil(len(micro) / self.world_size),
+            filler=chosen[0],
         )

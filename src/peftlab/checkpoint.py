@@ -169,21 +169,47 @@ def _write_back(
     bookkeeping.write_back(built, changed, _unpack(plain["attributes"], tensors))
     if built.method.load_state is not None:
         built.method.load_state(built.model, _unpack(plain["method"], tensors))
-    optimizer = _unpack(plain["optimizer"], tensors)
-    moments = {index: optimizer["state"][key] for index, key in enumerate(trainable) if key in optimizer["state"]}
-    groups = [{**group, "params": list(range(len(trainable)))} for group in optimizer["groups"]]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    _load_optimizer(built, state, _unpack(plain["optimizer"], tensors))
     state.scaler.load_state_dict(plain["scaler"])
     state.step, state.own_objective, state.best = plain["step"], plain["own_objective"], plain["best"]
     stream.restore(plain["stream"])
 
 
 def _optimizer_state(built: Built, state: State) -> dict[str, Any]:
-    """The optimizer's state by parameter name, and its groups without the parameters."""
+    """The optimizer's state by parameter name, and its groups without the parameters.
+
+    Some optimizers keep state under a text instead of a parameter: that stands apart, since the text may be a name too.
+    """
     names = {id(parameter): key for key, parameter in built.trainable().items()}
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state.optimizer.param_groups]
-    moments = {names[id(parameter)]: dict(values) for parameter, values in state.optimizer.state.items()}
-    return {"state": moments, "groups": groups}
+    by_parameter: dict[str, Any] = {}
+    by_text: dict[str, Any] = {}
+    for key, values in state.optimizer.state.items():
+        if isinstance(key, torch.Tensor):
+            by_parameter[names[id(key)]] = dict(values)
+        else:
+            by_text[str(key)] = dict(values)
+    return {"state": by_parameter, "groups": groups, **({"by_text": by_text} if by_text else {})}
+
+
+def _load_optimizer(built: Built, state: State, saved: Mapping[str, Any]) -> None:
+    """Put a saved state into a freshly built optimizer, whose groups hold the same parameters in the same order."""
+    groups = state.optimizer.param_groups
+    numbers = {id(parameter): n for n, parameter in enumerate(one for group in groups for one in group["params"])}
+    moments: dict[Any, Any] = {
+        numbers[id(parameter)]: saved["state"][key]
+        for key, parameter in built.trainable().items()
+        if key in saved["state"]
+    }
+    for text, values in saved.get("by_text", {}).items():  # these the optimizer takes as they are
+        moments[text] = {
+            key: value.to(built.device) if isinstance(value, torch.Tensor) else value for key, value in values.items()
+        }
+    numbered = [
+        {**plain, "params": [numbers[id(parameter)] for parameter in group["params"]]}
+        for plain, group in zip(saved["groups"], groups, strict=True)
+    ]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": numbered})
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:

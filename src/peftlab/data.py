@@ -16,7 +16,7 @@ import numpy as np
 
 from peftlab import overlap, seeds, sources
 from peftlab.digest import digest
-from peftlab.errors import UserError, unknown_name
+from peftlab.errors import UserError
 from peftlab.protocols import Example
 from peftlab.sources import Table
 from peftlab.spec import RunSpec
@@ -207,7 +207,7 @@ def _drawn(task: Task, part: Part, free: Sequence[int], data_seed: int) -> list[
 
     By `rank`, every row gets a random rank from the stream (data_seed, split, part), and the lowest ranks are taken: so
     a larger draw of the same rows contains the smaller one, and the order of the file is kept. By `numpy`, they are the
-    first of numpy's legacy shuffle under the data seed, in the order of that shuffle (docs/moving.md: S0's validation).
+    first of numpy's legacy shuffle under the data seed, in the order of that shuffle (peft's method comparison).
     """
     source: Source = getattr(task, part)
     sample = source.sample
@@ -358,40 +358,3 @@ def _refuse_leak(task: Task, chosen: Mapping[Part, Sequence[Example]], allowed: 
         f"{allowed:.2%} is allowed; for example: {shown}",
         fix=f"train on other rows, or accept it: data.allow_overlap={math.ceil(share * 1e4) / 1e4}",
     )
-
-
-# ----------------------------------------------------------------------------------------------- forgetting text
-
-_TEXTS: Mapping[str, Source] = {
-    "wikitext2": Source(
-        dataset="Salesforce/wikitext",
-        subset="wikitext-2-v1",
-        revision="b08601e04326c79dfdd32d625aee71d232d685c3",
-        split="test",
-    )
-}
-FROM_HUB = "hub:"
-"""Prefix of a text's name by which a user asks for the network, should no mirror hold the text."""
-
-
-def text_for_forgetting(name: str | None) -> tuple[list[str], dict[str, Any]] | str:
-    """General text that is in no task: its rows (joined, they are the text) with facts, or why there is none.
-
-    The text is measured by default, so its name alone asks for no network: it comes from the mirror, or from the hub
-    when the name says so (`hub:wikitext2`).
-
-    Raises:
-        UserError: No such text, or one that cannot be read.
-    """
-    if name is None:
-        return "data.forgetting is null"
-    plain = name.removeprefix(FROM_HUB)
-    if plain not in _TEXTS:
-        raise unknown_name("text", name, [*_TEXTS, *(FROM_HUB + text for text in _TEXTS)], where="data.forgetting")
-    source = _TEXTS[plain]
-    table = sources.read(source) if name.startswith(FROM_HUB) else sources.read_mirror(source)
-    if table is None:
-        return f"{plain} is not at hand: {sources.MIRROR_VARIABLE} names no mirror that holds {source.dataset}"
-    texts = [str(row["text"]) for row in table.rows]
-    size = {"rows": len(texts), "characters": sum(map(len, texts))}
-    return texts, {"text": plain, "source": dict(table.origin), "partial": table.partial, **size}

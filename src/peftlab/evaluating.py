@@ -11,10 +11,13 @@ from peftlab.assembly import assemble
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
 from peftlab.record import Evaluation, Record
-from peftlab.scoring import Wanted
+from peftlab.scoring import Role, Wanted
 from peftlab.settings import validated
-from peftlab.spec import RunSpec
+from peftlab.spec import ADAPTER_FILE, RunSpec
 from peftlab.store import RunStore, Slot
+
+ADAPTER_FOLDER = "adapter"
+"""Where a run keeps its result, in its own folder."""
 
 Events = Iterator[Event]
 
@@ -30,8 +33,9 @@ def evaluate(
     """Make further evaluations of finished runs, or of a bare model; the records are completed in place.
 
     Args:
-        reference: A record's path, a unique key prefix, an experiment (all its finished runs), or a model reference
-            (`package:...`, `hub:org/name`, or a folder with a config.json), which needs `task`.
+        reference: A record's path, a run's folder or the adapter folder in it, a unique key prefix, an experiment (all
+            its finished runs), or a model reference (`package:...`, `hub:org/name`, or a folder with a config.json),
+            which needs `task`.
         store: Where the records lie.
         task: Another task; None: the run's own.
         checkpoint: `best`, `last`, or a step whose weights were kept; None: all that `run` would have evaluated.
@@ -40,6 +44,7 @@ def evaluate(
     Raises:
         UserError: No such run, weights that were cleaned, or a setting that would change the training.
     """
+    reference = _run_of(reference)
     model = _named_model(reference)
     if model is not None:
         if task is None:
@@ -49,11 +54,34 @@ def evaluate(
     records = store.find(reference)
     asked = dict(overrides or {})
     for record in records:
+        if record.imported_from is not None:
+            raise UserError(
+                f"{record.stem} was imported from {record.imported_from}: it has scores, but no weights to score again",
+                fix="train its experiment here",
+            )
         own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
         loading.refuse_model_code(own.model.model_dump(), asked, str(store.path_of(record)))
         rest = {key: value for key, value in asked.items() if key != "model.trust_remote_code"}
         changed = loading.with_evaluation(own, task=task, overrides=rest)
         yield from _evaluate_again(record, own, changed, store, checkpoint)
+
+
+def _run_of(reference: str) -> str:
+    """The run that a folder of saved weights lies in; any other reference as it is.
+
+    Raises:
+        UserError: A saved adapter that belongs to no run.
+    """
+    folder = Path(reference).expanduser().resolve()
+    run = folder.parent
+    if folder.name == ADAPTER_FOLDER and run.with_name(f"{run.name}.json").is_file():
+        return str(run)
+    if (folder / ADAPTER_FILE).is_file() and any(folder.glob("adapter_model.*")):
+        raise UserError(
+            f"{reference} is a saved adapter that belongs to no finished run; such a folder cannot be scored yet",
+            fix="name a run (a snapshot: its run with --checkpoint STEP), or train its config as an experiment",
+        )
+    return reference
 
 
 def _named_model(reference: str) -> str | None:
@@ -142,7 +170,7 @@ def _asked_for(spec: RunSpec, slot: Slot, trained: Mapping[str, Any], checkpoint
     if checkpoint is None or checkpoint == trained["role"]:
         return wanted
     step = _named_step(slot, spec, trained, checkpoint)
-    role = trained["role"] if step == trained["step"] else "step"  # one step has one role, however it is named
+    role: Role = trained["role"] if step == trained["step"] else "step"  # one step has one role, however it is named
     return [
         Wanted(what=one.what, part=one.part, role=role, step=step) if one.step is not None else one
         for one in wanted

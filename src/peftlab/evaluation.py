@@ -27,7 +27,6 @@ from peftlab.task import Task, with_shots
 from peftlab.tokenise import TokenRow
 from peftlab.training import forward
 
-
 TRUNCATED = "truncated"
 """Note of an evaluation: items that lost text at `data.max_length`, or whose prompt left no room for an answer."""
 
@@ -154,9 +153,7 @@ def stop_strings(spec: RunSpec) -> tuple[str, ...]:
     return (*spec.generation.stop, *((spec.task.separator,) if spec.generation.few_shot else ()))
 
 
-def _generate(
-    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Predicting:
+def _generate(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> Predicting:
     prompts = prompts_of(built, examples, spec, shots)
     session = find("engines", spec.generation.engine).open(built)
     here = processes.world()
@@ -258,9 +255,7 @@ def _forward(built: Built, rows: Sequence[TokenRow]) -> tuple[torch.Tensor, Any]
         return forward(built, batch).logits, batch
 
 
-def _choose(
-    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Predicting:
+def _choose(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> Predicting:
     """Score every choice by the summed log-likelihood of its tokens; one cut off by `data.max_length` cannot win."""
     rows = _rows(built, examples, spec, shots)
     whole = [index for index, row in enumerate(rows) if not row.truncated]
@@ -290,9 +285,7 @@ def _choose(
     return result, sum(one.finish == "prompt_too_long" for one in result)
 
 
-def _classify(
-    built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]
-) -> Predicting:
+def _classify(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> Predicting:
     rows = _rows(built, examples, spec, shots)
     here = processes.world()
     found: dict[int, list[float]] = {}
@@ -312,41 +305,57 @@ def _class_of(scores: Sequence[float]) -> Prediction:
 # ----------------------------------------------------------------------------------------------- loss on general text
 
 
-def text_loss(built: Built, texts: Sequence[str], *, batch_size: int) -> Scoring:
-    """Token-weighted loss on the first windows of the joined texts; never counts padding.
+def text_loss(built: Built, texts: Sequence[str], *, batch_size: int, row_tokens: int | None = None) -> Scoring:
+    """Token-weighted loss on general text, in nats per token; never counts padding.
 
-    Windows do not overlap and all have the same length, so that nothing is padded. `loss` is in nats per token.
+    Either on the first windows of the joined texts, which do not overlap and all have the same length; or, with
+    `row_tokens`, on each text by itself, with the tokenizer's own special tokens and cut at so many tokens
+    (dialect s0). The loss is of all tokens together: a row's outcome is its mean loss times its share of the tokens,
+    times the number of rows, so that the outcomes' mean is that loss.
     """
+    rows = _windows(built, texts) if row_tokens is None else _pieces(built, texts, row_tokens)
+    if not rows:
+        raise UserError("the forgetting text is shorter than one window", fix="set data.forgetting=null")
+    if row_tokens is not None:
+        batch_size = max(1, batch_size * TEXT_WINDOW_TOKENS // row_tokens)  # as many tokens at a time as of windows
+    means: list[float] = []
+    for start in range(0, len(rows), batch_size):
+        logits, batch = _forward(built, rows[start : start + batch_size])
+        losses, mask = loss.token_losses(logits, batch)
+        means += [float(part.mean()) for part in torch.split(losses.double(), mask.sum(dim=1).tolist())]
+        yield Progress(done=len(means), total=len(rows))
+    counts = np.array([row.num_labels for row in rows])
+    weights = counts * len(rows) / counts.sum()
+    values = np.array(means) * weights
+    metric = _mean(values, "lower")
+    if (weights != 1).any() and len(rows) > 1:  # of a ratio: the spread that the rows' lengths explain is none
+        error = float((values - metric.mean * weights).std(ddof=1) / math.sqrt(len(rows)))
+        metric = metric.model_copy(update={"standard_error": error})
+    return Scored(
+        metrics={"loss": metric},
+        outcomes={"loss": values},
+        samples=[],
+        items=[row.item for row in rows],
+        num_tokens=int(counts.sum()),
+    )
+
+
+def _windows(built: Built, texts: Sequence[str]) -> list[TokenRow]:
     ids: list[int] = []
     for text in texts:
         if len(ids) >= TEXT_WINDOWS * TEXT_WINDOW_TOKENS:
             break
         ids.extend(built.tokenizer(text, add_special_tokens=False)["input_ids"])
     count = min(TEXT_WINDOWS, len(ids) // TEXT_WINDOW_TOKENS)
-    if count == 0:
-        raise UserError("the forgetting text is shorter than one window", fix="set data.forgetting=null")
     starts = [number * TEXT_WINDOW_TOKENS for number in range(count)]
-    rows = [
-        TokenRow(
-            item=digest(ids[start : start + TEXT_WINDOW_TOKENS]),  # so that only equal texts are ever compared
-            ids=tuple(ids[start : start + TEXT_WINDOW_TOKENS]),
-            labels_from=0,
-            has_eos=False,
-            truncated=False,
-        )
-        for start in starts
-    ]
-    per_window: list[float] = []
-    for start in range(0, count, batch_size):
-        logits, batch = _forward(built, rows[start : start + batch_size])
-        losses, mask = loss.token_losses(logits, batch)
-        per_window += [float(part.mean()) for part in torch.split(losses.double(), mask.sum(dim=1).tolist())]
-        yield Progress(done=len(per_window), total=count)
-    values = np.array(per_window)
-    return Scored(
-        metrics={"loss": _mean(values, "lower")},
-        outcomes={"loss": values},
-        samples=[],
-        items=[row.item for row in rows],
-        num_tokens=count * (TEXT_WINDOW_TOKENS - 1),
-    )
+    return [_plain_row(ids[start : start + TEXT_WINDOW_TOKENS]) for start in starts]
+
+
+def _pieces(built: Built, texts: Sequence[str], row_tokens: int) -> list[TokenRow]:
+    cut = [built.tokenizer(text, truncation=True, max_length=row_tokens)["input_ids"] for text in texts]
+    return [_plain_row(ids) for ids in cut if len(ids) > 1]
+
+
+def _plain_row(ids: Sequence[int]) -> TokenRow:
+    """Text of no task; its id is its tokens, so that only equal texts are ever compared."""
+    return TokenRow(item=digest(list(ids)), ids=tuple(ids), labels_from=0, has_eos=False, truncated=False)

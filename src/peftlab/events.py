@@ -37,8 +37,8 @@ class Progress:
 class Step:
     """One optimizer step. Loss is per label token (weighted as declared); seconds are wall time of the step alone.
 
-    `method_loss` is the method's own objective (a regulariser), null when it has none. `allocated_bytes` is what tensors
-    take of `memory_bytes` on a GPU; null on a CPU.
+    `method_loss` is the method's own objective (a regulariser), null when it has none. `allocated_bytes` is what
+    tensors take of `memory_bytes` on a GPU; null on a CPU.
     """
 
     step: int

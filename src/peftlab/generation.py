@@ -1,7 +1,7 @@
 """Sort prompts by length, batch them, hand them to an engine, restore their order.
 
 Limits are per row, from the row's own prompt length, so that neither batch size nor neighbours change them; only with
-`generation.limits=batch` (S0's rule) does the longest prompt of a batch limit its neighbours' answers.
+`generation.limits=batch` (dialect s0) does the longest prompt of a batch limit its neighbours' answers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def limited(
 ) -> list[Prompt]:
     """The prompts with the limits that `generation.limits` asks for; each has its own limit already.
 
-    `batch` is S0's rule: `max_length` counts the padded prompt of the batch, that is its longest. What a method needs
-    equal lengths for does not change the batch that is meant. A prompt that fills `max_length` by itself keeps its 0.
+    With `batch`, `max_length` counts the padded prompt of the batch, that is its longest. What a method needs equal
+    lengths for does not change the batch that is meant. A prompt that fills `max_length` by itself keeps its 0.
     """
     result = list(prompts)
     if settings.limits == "row":

@@ -148,6 +148,7 @@ class LaunchSettings(Settings):
     """How many processes train the run together."""
 
     num_processes: int = setting(1, "processes; the launcher must deliver as many", gt=0)
+    deepspeed: str | None = setting(None, "DeepSpeed config file: ZeRO stage 1 or 2 over the processes", key="none")
 
 
 class TrackSettings(Settings):

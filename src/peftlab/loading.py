@@ -63,6 +63,8 @@ def load(
         _override(plain, top, key, value)
     if launched:  # where the experiment has none
         plain["launch"].setdefault("num_processes", int(launched))
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        plain["launch"].setdefault("deepspeed", os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
     if overrides or task is not None or seed is not None:
         where += " with the settings of the command line"
     _known_top_level(top, where)

@@ -203,7 +203,7 @@ def git_snapshot(folder: Path, *, branch: str = "main", apart: Sequence[Path] = 
     """Branch, commit and dirtiness of the work tree that holds `folder`; `category` is `main` on the named branch.
 
     Dirty means a changed tracked file, or an untracked file in the experiment's own folder; what lies below one of the
-    folders `apart` (those of results) does not count. Outside a work tree everything is null and the category is `test`.
+    folders `apart` (those of results) does not count. Outside a work tree all is null and the category is `test`.
     """
     top = _git(folder, "rev-parse", "--show-toplevel")
     if top is None:

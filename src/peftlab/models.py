@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -351,7 +352,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None, total_steps: in
                     model = peft.get_peft_model(
                         base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                     )
-            except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
                 if ran_out_of_memory(error):
                     raise
                 raise _refused(error, base.model, config, where) from error
@@ -399,10 +400,10 @@ def _refused(error: Exception, model: nn.Module, config: Any, where: str) -> Use
     """peft's words, and as the fix what they are about: a value of the wrong type, the layers, or the value named."""
     reason = str(error).splitlines()[0][:400] if str(error) else type(error).__name__
     wrong = _wrong_types(config)
-    fix = f"mend {', '.join(wrong)}" if wrong else "mend the value that peft names"
+    fix = f"mend {', '.join(wrong or _meant(config, reason)) or 'the value that peft names'}"
     if not wrong and "target" in reason.lower():
         layers = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        fix = f"linear layers of this model: {', '.join(sorted(layers))}"
+        fix += f"; linear layers of this model: {', '.join(sorted(layers))}"
     return UserError(f"{where}: peft refuses this adapter for this model: {reason}", fix=fix)
 
 
@@ -416,6 +417,22 @@ def _wrong_types(config: Any) -> list[str]:
         if type(value) not in ((int,) if isinstance(default, int) else (int, float)):
             found.append(f"'{field.name}' (= {json.dumps(value, default=str)[:60]}, by default {default})")
     return found
+
+
+def _meant(config: Any, reason: str) -> list[str]:
+    """Settings that peft's words are about: their names stand in them (underscores or not), or else their numbers."""
+
+    def stands(words: str) -> bool:
+        return re.search(rf"\b{words}\b", reason, re.IGNORECASE) is not None
+
+    given = {name: value for name, value in vars(config).items() if value is not None}
+    found = [name for name in given if stands("[ _]".join(map(re.escape, name.split("_"))))]
+    if not found:
+        numbers = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
+        found = [
+            name for name, many in numbers.items() if any(type(n) is int and n > 1 and stands(str(n)) for n in many)
+        ]
+    return [f"'{name}' (= {json.dumps(given[name], default=sorted)[:60]})" for name in found]
 
 
 class quiet_peft(warnings.catch_warnings):

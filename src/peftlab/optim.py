@@ -1,12 +1,17 @@
 """Optimizer by name and the learning-rate schedule as a pure function of the step.
 
-A schedule without state needs no saving: step 17 has the same rate in a resumed run.
+A schedule without state needs no saving: step 17 has the same rate in a resumed run. Optimizers are found by rule: a
+class of torch.optim, one of peft's functions, or a class of bitsandbytes.optim; none is known by name here.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import inspect
 import math
+from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,48 +21,200 @@ from peftlab.groups import OptimSettings
 
 _NEEDS_CLOSURE = {"LBFGS"}
 _NEEDS_SPARSE = {"SparseAdam"}
+_EXTRA = "bitsandbytes"
+_PEFT_PREFIX, _PEFT_SUFFIX = "create_", "_optimizer"
+_REFUSALS = (TypeError, ValueError, NotImplementedError, AttributeError, KeyError)
+"""What optimizers raise for arguments, or a model, that they cannot work with."""
 
 
-def optimizer_names() -> list[str]:
-    """Classes of torch.optim that step on dense gradients without a closure."""
-    found = [
-        name
-        for name, value in vars(torch.optim).items()
-        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    ]
-    return sorted(set(found) - _NEEDS_CLOSURE - _NEEDS_SPARSE)
+def _classes(module: Any) -> dict[str, type[torch.optim.Optimizer]]:
+    """The optimizers of a module that can be used here."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+        and name not in _NEEDS_CLOSURE | _NEEDS_SPARSE
+    }
 
 
-def build(parameters: dict[str, torch.nn.Parameter], settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters, in one group: decay and rate are the same for every tensor.
+def _extra_classes() -> dict[str, type[torch.optim.Optimizer]]:
+    """Those of bitsandbytes, or none where it is not installed.
 
     Raises:
-        UserError: Unknown optimizer, or arguments that it does not take.
+        UserError: It is installed and cannot be imported.
     """
-    known = optimizer_names()
-    if settings.optimizer not in known:
-        raise unknown_name("optim.optimizer", settings.optimizer, known)
+    if importlib.util.find_spec(_EXTRA) is None:
+        return {}
+    try:
+        return _classes(importlib.import_module(f"{_EXTRA}.optim"))
+    except (ImportError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"optim.optimizer: {_EXTRA} is installed and cannot be imported: {error}", fix="install it anew"
+        ) from error
+
+
+def _peft_functions() -> dict[str, FunctionType]:
+    """peft's `create_<slug>_optimizer` by slug."""
+    import peft.optimizers
+
+    return {
+        name.removeprefix(_PEFT_PREFIX).removesuffix(_PEFT_SUFFIX): value
+        for name, value in vars(peft.optimizers).items()
+        if name.startswith(_PEFT_PREFIX) and name.endswith(_PEFT_SUFFIX)
+    }
+
+
+def _slug(name: str) -> str:
+    """An optimizer's name as peft's functions spell it: `a+` is `aplus`, `a-b` is `ab`."""
+    return name.lower().replace("+", "plus").replace("-", "").replace("_", "")
+
+
+def _class_of(name: str) -> type[torch.optim.Optimizer]:
+    """The class of torch, else of bitsandbytes.
+
+    Raises:
+        UserError: Neither has it, or it looks like one of bitsandbytes, which is not installed.
+    """
+    classes = _classes(torch.optim)
+    if name in classes:
+        return classes[name]
+    extra = _extra_classes()
+    if name in extra:
+        return extra[name]
+    if not extra and (name.lower().endswith("bit") or name.lower().startswith("paged")):
+        raise UserError(
+            f"optim.optimizer: '{name}' needs the library {_EXTRA}", fix="pip install 'peftlab[bnb]', or take another"
+        )
+    raise unknown_name("optim.optimizer", name, [*classes, *_peft_functions(), *extra])
+
+
+def build(
+    parameters: Mapping[str, torch.nn.Parameter],
+    settings: OptimSettings,
+    *,
+    model: Any = None,
+    adapter: Mapping[str, Any] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer over all trainable parameters.
+
+    One of torch or bitsandbytes has them in one group: decay and rate are the same for every tensor. One of peft's
+    makes its own groups and may freeze some of them; it gets the model, AdamW where it builds on another optimizer, and
+    whatever else it requires out of the adapter's config or `optim.optimizer_kwargs`.
+
+    Args:
+        parameters: The trainable ones, by name.
+        settings: Which optimizer, with what.
+        model: The adapted model, for one of peft's.
+        adapter: Its config as plain data.
+
+    Raises:
+        UserError: Unknown optimizer, arguments that it does not take, or a model that it cannot work on.
+    """
     if "lr" in settings.optimizer_kwargs:
         raise UserError("optim.optimizer_kwargs: 'lr' has no effect there", fix="set optim.learning_rate")
-    optimizer_class = getattr(torch.optim, settings.optimizer)
-    arguments: dict[str, Any] = {"lr": settings.learning_rate, **settings.optimizer_kwargs}
-    accepted = inspect.signature(optimizer_class).parameters
     if settings.weight_decay and "weight_decay" in settings.optimizer_kwargs:
         raise UserError("weight_decay stands in optim and in optim.optimizer_kwargs", fix="give it once")
-    if "weight_decay" in accepted and "weight_decay" not in settings.optimizer_kwargs:
-        arguments["weight_decay"] = settings.weight_decay
-    elif settings.weight_decay and "weight_decay" not in accepted:
-        raise UserError(f"optim.weight_decay: {settings.optimizer} has none", fix="set optim.weight_decay=0")
+    function = _peft_functions().get(_slug(settings.optimizer))
+    make: Any = _class_of(settings.optimizer) if function is None else function
+    if function is None:
+        arguments: dict[str, Any] = {"params": list(parameters.values()), **_arguments(make, settings)}
+    else:
+        arguments = {"model": model, **_peft_arguments(function, settings, adapter)}
     try:
-        optimizer: torch.optim.Optimizer = optimizer_class(list(parameters.values()), **arguments)
-    except (TypeError, ValueError) as error:
+        optimizer: torch.optim.Optimizer = make(**arguments)
+    except _REFUSALS as error:
+        taken = ", ".join(name for name in inspect.signature(make).parameters if name not in ("params", "model", "lr"))
         raise UserError(
-            f"optim.optimizer_kwargs: {settings.optimizer} refuses its arguments: {error}",
-            fix=f"it takes: {', '.join(name for name in accepted if name not in ('params', 'lr'))}",
+            f"optim.optimizer_kwargs: {settings.optimizer} refuses its arguments, or this model: {error}",
+            fix=f"it takes: {taken}",
         ) from error
-    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(map(id, parameters.values())), "every trainable tensor is in exactly one group"
+    _check_groups(optimizer, parameters, settings)
     return optimizer
+
+
+def check(settings: OptimSettings, adapter: Mapping[str, Any] | None) -> None:
+    """Look for mistakes in the settings without a model.
+
+    Raises:
+        UserError: As `build`, as far as it shows without one.
+    """
+    function = _peft_functions().get(_slug(settings.optimizer))
+    if function is None:
+        build({"weight": torch.nn.Parameter(torch.zeros(1, 1))}, settings)
+    else:
+        _peft_arguments(function, settings, adapter)
+
+
+def _arguments(make: Callable[..., Any], settings: OptimSettings) -> dict[str, Any]:
+    """Rate, decay and what else the user named; decay only where there is one."""
+    accepted = inspect.signature(make).parameters
+    open_ended = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values())
+    arguments: dict[str, Any] = {"lr": settings.learning_rate, **settings.optimizer_kwargs}
+    if "weight_decay" in accepted or open_ended:
+        arguments.setdefault("weight_decay", settings.weight_decay)
+    elif settings.weight_decay:
+        raise UserError(f"optim.weight_decay: {settings.optimizer} has none", fix="set optim.weight_decay=0")
+    return arguments
+
+
+def _peft_arguments(
+    function: FunctionType, settings: OptimSettings, adapter: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    if adapter is None:
+        raise UserError(
+            f"optim.optimizer = {settings.optimizer}: it works on an adapter, and this experiment has none",
+            fix="add adapter_config.json, or take a class of torch.optim",
+        )
+    arguments = _arguments(function, settings)
+    own_decay = f"{_slug(settings.optimizer)}_weight_decay"
+    if own_decay in function.__code__.co_consts and own_decay not in arguments:
+        # it takes its decay out of the open-ended arguments under this name, and lets the plain one fall
+        arguments[own_decay] = arguments.pop("weight_decay")
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD or name in arguments or name == "model":
+            continue
+        if name == "optimizer_cls":
+            arguments[name] = torch.optim.AdamW
+        elif parameter.default is inspect.Parameter.empty:
+            if name not in adapter:
+                raise UserError(
+                    f"optim.optimizer_kwargs: {settings.optimizer} needs '{name}'",
+                    fix=f"add it: optim.optimizer_kwargs.{name}=...",
+                )
+            arguments[name] = adapter[name]
+    return arguments
+
+
+def _check_groups(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], settings: OptimSettings
+) -> None:
+    """Every tensor that is trained is in exactly one group, and the decay asked for is there."""
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    trained = {id(parameter) for parameter in parameters.values() if parameter.requires_grad}
+    assert trained <= set(grouped) and len(grouped) == len(set(grouped)), "every trained tensor is in one group"
+    decays = [group.get("weight_decay") for group in optimizer.param_groups]
+    if settings.weight_decay and settings.weight_decay not in decays:
+        raise UserError(
+            f"optim.weight_decay = {settings.weight_decay} has no effect on {settings.optimizer}",
+            fix="set optim.weight_decay=0, and see its own arguments (optim.optimizer_kwargs)",
+        )
+    for group in optimizer.param_groups:
+        if group["lr"] != settings.learning_rate:
+            group[_OWN_RATE] = group["lr"]
+
+
+_OWN_RATE = "initial_lr"
+"""Key of a group that has a peak rate of its own."""
+
+
+def set_rate(optimizer: torch.optim.Optimizer, settings: OptimSettings, step: int, max_steps: int) -> float:
+    """Give every group the rate of this step, groups with a peak of their own in proportion; returns the plain rate."""
+    rate = learning_rate(settings, step, max_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * (group.get(_OWN_RATE, settings.learning_rate) / settings.learning_rate)
+    return rate
 
 
 def warmup_steps(settings: OptimSettings, max_steps: int) -> int:

@@ -19,7 +19,10 @@ from peftlab.spec import RunSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Due:
-    """When validations and checkpoints fall due, once the number of steps is known."""
+    """When validations and checkpoints fall due, once the number of steps is known.
+
+    With DeepSpeed there are no checkpoints: no process holds the whole state of the optimizer.
+    """
 
     eval_strategy: str
     eval_steps: int | None
@@ -45,7 +48,7 @@ class Due:
         return cls(
             eval_strategy=train.eval_strategy,
             eval_steps=every,
-            save_strategy=spec.save.save_strategy,
+            save_strategy="no" if spec.launch.deepspeed else spec.save.save_strategy,
             save_steps=spec.save.save_steps,
         )
 

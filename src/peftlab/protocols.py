@@ -203,6 +203,7 @@ class Dialect:
         to_native: (Foreign) -> Native.
         shared_files: Names of files that lie above experiments and are none themselves.
         export_result: (record as plain data, facts) -> a result in the foreign format; None: there is none.
+        result_path: (foreign result) -> folder and file name that the foreign system gives it.
         import_result: (foreign result, where) -> a record as plain data.
     """
 
@@ -210,6 +211,7 @@ class Dialect:
     to_native: Callable[[Foreign], Native]
     shared_files: tuple[str, ...] = ()
     export_result: Callable[..., Mapping[str, Any]] | None = None
+    result_path: Callable[[Mapping[str, Any]], str] | None = None
     import_result: Callable[..., Mapping[str, Any]] | None = None
 
 

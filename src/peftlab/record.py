@@ -27,11 +27,14 @@ class Part(BaseModel):
 
 
 class Metric(Part):
-    """A mean over items. `standard_error` is of the mean over items of this one run; null when it has none."""
+    """A mean over items. `standard_error` is of the mean over items of this one run; null when it has none.
+
+    `n` is null where a result from elsewhere does not say it.
+    """
 
     mean: float
     standard_error: float | None
-    n: int
+    n: int | None
     direction: Literal["higher", "lower"]
 
 
@@ -45,6 +48,7 @@ class Evaluation(Part):
         metrics: The first is primary.
         folder: Where samples and outcomes lie: relative to the payload, or `base/...` relative to the results folder.
         items: Digest of the list of item ids, in order; two evaluations with equal digests are paired.
+        num_items: How many; null where a result from elsewhere does not say it.
         grader: name, version, modes.
         baselines: Scores that need no model (majority class), by name.
         partial: Whether the rows are only a part of the data set they are named after.
@@ -59,7 +63,7 @@ class Evaluation(Part):
     metrics: dict[str, Metric]
     folder: str | None = None
     items: str | None = None
-    num_items: int
+    num_items: int | None
     grader: dict[str, Any] | None = None
     baselines: dict[str, float] = {}
     settings: dict[str, Any] = {}
@@ -95,6 +99,7 @@ class Record(Part):
             `<stem>/curve.jsonl`.
         before_reason: Why no evaluation has `checkpoint: base` (a new head, a random start); null when one has.
         rows: Counts and fingerprints of the rows, truncation, overlap.
+        provenance: What it was made with; `imported_from` names the dialect of a result that was made elsewhere.
     """
 
     version: Literal[1] = 1
@@ -118,6 +123,11 @@ class Record(Part):
     cost: Cost = Cost()
     provenance: dict[str, Any] = {}
     error: str | None = None
+
+    @property
+    def imported_from(self) -> str | None:
+        """The dialect of a result that was made elsewhere: it has scores only, nothing to pair or to go on from."""
+        return self.provenance.get("imported_from")
 
     @property
     def stem(self) -> str:

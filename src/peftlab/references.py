@@ -15,6 +15,8 @@ from peftlab.digest import file_digest, folder_digest
 from peftlab.errors import UserError
 
 PACKAGE_PREFIX = "package:"
+LOCAL_FOLDER = "folder"
+"""What identifies a local folder in the place of its path; its content says which."""
 _MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".py")
 
 
@@ -65,7 +67,7 @@ def content(reference: str, revision: str | None) -> dict[str, Any]:
     found = file_digest(path) if path.is_file() else folder_digest(path, _MODEL_FILES)
     if is_package(reference):
         return {"revision": _package_version(reference), "content": found}
-    return {"id": "folder", "revision": None, "content": found}
+    return {"id": LOCAL_FOLDER, "revision": None, "content": found}
 
 
 def _package_version(reference: str) -> str:

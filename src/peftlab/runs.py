@@ -20,12 +20,15 @@ from peftlab import (
     data,
     evaluation,
     following,
+    handover,
     measure,
     models,
     preflight,
     preparation,
     processes,
+    resuming,
     scoring,
+    tracking,
     training,
     weights,
 )
@@ -50,12 +53,14 @@ class Options:
         clean: Delete the weights when the record is written.
         rerun: Set a finished record aside and start afresh.
         any_environment: Resume a checkpoint that was written under other versions or threads.
+        resume_from_checkpoint: A checkpoint that must be this run's. It goes on from its newest one in any case.
         branch: The git branch on which a run counts as `main`; the variable PEFTLAB_BRANCH names another.
     """
 
     clean: bool = False
     rerun: bool = False
     any_environment: bool = False
+    resume_from_checkpoint: str | None = None
     branch: str = os.environ.get("PEFTLAB_BRANCH", "main")
 
 
@@ -90,16 +95,22 @@ def _led(spec: RunSpec, store: RunStore, options: Options) -> Events:
     """The whole run, as its leading (mostly its only) process sees it."""
     folder = Path(spec.folder) if spec.folder else Path.cwd()
     git = measure.git_snapshot(folder, branch=options.branch, apart=store.places.all())
+    handover.check(spec)
+    if options.resume_from_checkpoint is not None:
+        yield Stage(text=resuming.check(options.resume_from_checkpoint, spec, store))
     with store.claim(spec, category=git["category"], rerun=options.rerun) as slot:
         for event in _claimed(spec, store, slot, options, git):
             last = event
+            if isinstance(event, Finished):
+                handover.write(spec, event.record, slot.curve(), slot.folder)
+                if options.clean:
+                    slot.clean()
             yield event
     assert isinstance(last, Finished), "a run ends with Finished"
     processes.tell(do="end", path=last.path, reused=last.reused)
 
 
 def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Mapping[str, Any]) -> Events:
-    key = spec.train_key
     trained = slot.get("trained")
     if slot.finished is not None and trained is None and not _asks_for_more(spec, slot.finished):
         yield Finished(record=slot.finished, path=str(store.path_of(slot.finished)), reused=True)
@@ -107,8 +118,6 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     if trained is not None and not _missing(spec, store, slot, trained) and slot.finished is not None:
         record = assemble(spec, slot, store)  # in the order of this spec: another may have been asked for since
         record = slot.finished if record == slot.finished else slot.complete(record)
-        if options.clean:
-            slot.clean()
         yield Finished(record=record, path=str(store.path_of(record)), reused=True)
         return
     if trained is None and slot.finished is not None:
@@ -118,6 +127,15 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
         )
     if trained is None:
         preflight.check(spec)
+    work = _work(spec, store, slot, options, git)
+    record = yield from tracking.tracked(work, spec, slot, bases=store.places.main)
+    record = slot.complete(record) if slot.finished is not None else slot.finish(record)
+    yield Finished(record=record, path=str(store.path_of(record)), reused=False)
+
+
+def _work(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Mapping[str, Any]) -> tracking.Work:
+    """Whatever is not done yet; returns the record that this makes, which is still to be written."""
+    key, trained = spec.train_key, slot.get("trained")
     started = time.perf_counter()
     yield Stage(text=f"reading the rows of {spec.task.name}")
     rows = data.load(spec)
@@ -135,11 +153,7 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
     scoring.require_weights(spec, slot, absent, key)
     yield from scoring.score_start(spec, store, rows, [one for one in absent if one.step is None], run=slot)
     yield from scoring.score_trained(spec, slot, rows, [one for one in absent if one.step is not None], key)
-    record = assemble(spec, slot, store)
-    record = slot.complete(record) if slot.finished is not None else slot.finish(record)
-    if options.clean:
-        slot.clean()
-    yield Finished(record=record, path=str(store.path_of(record)), reused=False)
+    return assemble(spec, slot, store)
 
 
 def _asks_for_more(spec: RunSpec, record: Record) -> bool:
@@ -204,7 +218,7 @@ def _train(
         folder=str(slot.folder),
         step=state.step,
         max_steps=state.total_steps,
-        notes=(*spec.notes, *notes),
+        notes=(*spec.notes, *notes, *_without_checkpoints(spec)),
     )
     for step in training.steps(built, stream, spec, state):
         slot.log(_curve_row(step))
@@ -223,6 +237,12 @@ def _train(
     if moved:
         raise RuntimeError(f"{len(moved)} frozen base weights changed during training, the first is {moved[0]}")
     _keep(spec, slot, built, state, unknown_peak)
+
+
+def _without_checkpoints(spec: RunSpec) -> list[str]:
+    if spec.launch.deepspeed is None:
+        return []
+    return ["with DeepSpeed no checkpoints are written: a run that is interrupted starts again from step 1"]
 
 
 def _dropped_keys(built: models.Built) -> list[str]:

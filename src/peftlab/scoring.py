@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from peftlab import checkpoint, data, evaluation, models, processes, weights
+from peftlab import checkpoint, data, evaluation, models, processes, texts, weights
 from peftlab.digest import folder_digest
 from peftlab.errors import UserError
 from peftlab.evaluation import Scored
@@ -94,7 +94,7 @@ def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], ru
     """Those not stored yet; those on a text that cannot be had here are left out."""
     have = slot.evaluations()
     model = slot.get("model") or {"revision": models.commit_of(spec.model)}
-    text = data.text_for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
+    text = texts.for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
     result = []
     for one in wanted:
         key = one.key(spec, run_key)
@@ -305,9 +305,11 @@ def score(
     yield Stage(text=f"scoring {who} on {name}")
     partial = rows.partial
     if wanted.what == "text":
-        text = data.text_for_forgetting(spec.data.forgetting)
+        text = texts.for_forgetting(spec.data.forgetting)
         assert not isinstance(text, str), "an unavailable text is not wanted"
-        scored = yield from evaluation.text_loss(built, text[0], batch_size=_TEXT_BATCH_SIZE)
+        scored = yield from evaluation.text_loss(
+            built, text[0], batch_size=_TEXT_BATCH_SIZE, row_tokens=text[1]["row_tokens"]
+        )
         partial = bool(text[1].get("partial"))
     else:
         processes.tell(do="score", part=wanted.part, whose=whose)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peftlab import references
 from peftlab.digest import file_digest
 from peftlab.errors import UserError, unknown_name
 from peftlab.rowfiles import read_rows
@@ -44,8 +45,10 @@ class Table:
     partial: bool = False
 
 
-def read(source: Source) -> Table:
+def read(source: Source, *, first: int | None = None) -> Table:
     """Read a source: a generator, a local file, the mirror that PEFTLAB_MIRROR names, or the hub, in this order.
+
+    With `first`, the hub is asked for so many rows only; the others may give more.
 
     Raises:
         UserError: Anything absent, unreadable or unreachable, with what to do about it.
@@ -56,7 +59,7 @@ def read(source: Source) -> Table:
     if path is not None:
         origin = {"from": "file", "file": path.name, "split": source.split, "content": _content(path)}
         return Table(rows=read_rows(path), origin=origin)
-    return read_mirror(source) or _hub(source)
+    return read_mirror(source) or _hub(source, first)
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -176,14 +179,14 @@ def _declared(source: Source) -> dict[str, Any]:
         "subset": source.subset,
         "split": source.split,
         "declared_revision": source.revision,
-        "pinned": source.revision is not None,
+        "pinned": references.is_commit(source.revision),
     }
 
 
 # ---------------------------------------------------------------------------------------------------------- hub
 
 
-def _hub(source: Source) -> Table:
+def _hub(source: Source, first: int | None = None) -> Table:
     """The split by the `datasets` library: over the network, or out of its cache when the network is switched off."""
     if Path(str(source.dataset)).exists():
         # the library would silently take the folder, whose content no key would name
@@ -199,8 +202,11 @@ def _hub(source: Source) -> Table:
             fix=f"pip install 'peftlab[hub]', or set {MIRROR_VARIABLE} to a folder that holds the data",
         ) from None
     try:
-        data = datasets.load_dataset(source.dataset, source.subset, revision=source.revision, split=source.split_name)
-        rows = [dict(row) for row in data]
+        few = {"streaming": True} if first is not None else {}  # else the whole of a large set would be fetched
+        data = datasets.load_dataset(
+            source.dataset, source.subset, revision=source.revision, split=source.split_name, **few
+        )
+        rows = [dict(row) for row in (data.take(first) if first is not None else data)]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unreachable(source, error) from error
     checksums = getattr(data.info, "download_checksums", None) or {}

@@ -46,7 +46,7 @@ class Source(Settings):
     revision: str | None = setting(None, "commit of the data set")
     split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
     max_characters: int | None = setting(
-        None, "leave longer rows out before anything is drawn: characters of the task's columns, joined by a space", gt=0
+        None, "leave longer rows out, before any draw: characters of the task's columns, joined by a space", gt=0
     )
     sample: int | float | None = setting(None, "rows drawn at random by data_seed: a count, or a ratio below 1")
     sample_by: Literal["rank", "numpy"] = setting(

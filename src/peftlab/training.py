@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from peftlab import loss, measure, models, optim, processes, randomness
+from peftlab import loss, measure, models, optim, processes, randomness, zero
 from peftlab.batching import Batch, StepRows, Stream, collate
 from peftlab.errors import UserError
 from peftlab.events import Step
@@ -36,6 +36,7 @@ class State:
     """Everything that moves from step to step besides the model's own tensors.
 
     Attributes:
+        zero: DeepSpeed's engine, which then sums, clips and steps; else None.
         total_steps: Optimizer steps of the whole budget.
         step: Optimizer steps done.
         own_objective: Whether the method adds a term of its own to a labelled loss; None before step 1.
@@ -46,6 +47,7 @@ class State:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     total_steps: int
+    zero: zero.Zero | None = None
     step: int = 0
     own_objective: bool | None = None
     best: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +58,10 @@ def start(built: Built, spec: RunSpec, *, total_steps: int | None = None) -> Sta
     scaler = torch.amp.GradScaler(built.device.type, enabled=spec.train.mixed_precision == "fp16")
     total = total_steps or spec.train.max_steps
     assert total is not None, "a budget that is no number of steps is counted by whoever has the rows"
-    return State(optimizer=optim.build(built.trainable(), spec.optim), scaler=scaler, total_steps=total)
+    adapter = built.adapter.to_dict() if built.adapter is not None else None
+    optimizer = optim.build(built.trainable(), spec.optim, model=built.model, adapter=adapter)
+    engine = zero.start(built.model, optimizer, spec)
+    return State(optimizer=optimizer, scaler=scaler, total_steps=total, zero=engine)
 
 
 def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator[Step]:
@@ -74,9 +79,7 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
         built.model.train()
         models.use_arithmetic(spec.model)
         randomness.reseed(spec.seed, "dropout", state.step, stream.rank)
-        rate = optim.learning_rate(spec.optim, state.step, state.total_steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        rate = optim.set_rate(state.optimizer, spec.optim, state.step, state.total_steps)
         undecided = state.own_objective is None
         sums = _accumulate(built, rows, spec, state)
         if undecided:
@@ -86,9 +89,8 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
                 f"the loss became {sums.loss} at step {state.step}",
                 fix="lower optim.learning_rate, clip harder (optim.max_grad_norm) or use float32",
             )
-        if state.step == 1 and rows.micro_batches:
+        if state.step == 1 and rows.micro_batches and state.zero is None:
             _check_gradients(parameters)
-        processes.sum_gradients(list(parameters.values()))
         norm = _update(parameters, spec, state)
         if not math.isfinite(norm) and not state.scaler.is_enabled():
             raise Diverged(
@@ -130,7 +132,7 @@ def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _S
     batches = [collate(micro, pad_id=built.pad_id, eos_weight=spec.data.eos_weight) for micro in rows.micro_batches]
     total_weight, num_batches = processes.summed(sum(batch.weight for batch in batches), len(batches))
     sums = _Sums()
-    for batch in batches:
+    for number, batch in enumerate(batches, start=1):
         batch = batch.to(built.device)
         with _autocast(built, spec):
             outputs = forward(built, batch, labelled=state.own_objective is not False)
@@ -139,13 +141,25 @@ def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _S
             objective = found.total / max(total_weight, 1e-12)
             if own is not None:
                 objective = objective + own / num_batches
-        state.scaler.scale(objective).backward()  # type: ignore[no-untyped-call]
+        if state.zero is not None:
+            state.zero.backward(objective, last=number == rows.most)
+        else:
+            state.scaler.scale(objective).backward()  # type: ignore[no-untyped-call]
         sums.loss += float(found.total.detach()) / max(total_weight, 1e-12)
         sums.method_loss += float(own.detach()) / num_batches if own is not None else 0.0
         sums.tokens += batch.num_tokens
         sums.label_tokens += found.count
+    if state.zero is not None:
+        _idle(built, rows, state.zero, done=len(batches))
     total = processes.summed(sums.loss, sums.method_loss, sums.tokens, sums.label_tokens)
     return _Sums(loss=total[0], method_loss=total[1], tokens=int(total[2]), label_tokens=int(total[3]))
+
+
+def _idle(built: Built, rows: StepRows, engine: zero.Zero, *, done: int) -> None:
+    """Passes that weigh nothing, for a process with fewer micro-batches: ZeRO wants as many from every one."""
+    for number in range(done + 1, rows.most + 1):
+        batch = collate([rows.filler], pad_id=built.pad_id).to(built.device)
+        engine.backward(0.0 * forward(built, batch).logits.sum(), last=number == rows.most)
 
 
 def checksum(built: Built) -> float:
@@ -212,7 +226,10 @@ def _check_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
 
 
 def _update(parameters: dict[str, torch.nn.Parameter], spec: RunSpec, state: State) -> float:
-    """Clip and step; returns the gradient norm before clipping."""
+    """Sum over processes, clip and step; returns the gradient norm before clipping."""
+    if state.zero is not None:
+        return state.zero.step()
+    processes.sum_gradients(list(parameters.values()))
     state.scaler.unscale_(state.optimizer)
     limit = spec.optim.max_grad_norm or math.inf
     norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit))

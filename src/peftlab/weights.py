@@ -15,7 +15,6 @@ from peftlab.models import LOADING_ERRORS, Built, bare, built_on, kind_of, load,
 from peftlab.slot import ran_out_of_memory
 from peftlab.spec import RunSpec
 
-
 LAST = "last"
 """Name of a snapshot of the last step, where another step's weights are the result."""
 

@@ -64,9 +64,10 @@ def _targets(path: str) -> list[str]:
 
 def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool, dialect: str | None) -> list[UserError]:
     problems: list[UserError] = []
-    is_task = _names_task(target)
     try:
-        if is_task:
+        if _is_for_a_launcher(target):
+            _print(target, {"kind": "settings of a launcher, which it looks at itself"})
+        elif _names_task(target):
             _report_task(task.load(target), problems)
         else:
             _check_files(Path(target), problems)
@@ -79,11 +80,18 @@ def _check_one(target: str, overrides: Mapping[str, Any], *, with_model: bool, d
     return list({problem.message: problem for problem in problems}.values())
 
 
+def _is_for_a_launcher(target: str) -> bool:
+    """A file as `accelerate config` writes it, which lies beside experiments that are single files."""
+    path = Path(target)
+    return path.suffix in YAML_SUFFIXES and path.is_file() and "distributed_type" in read_yaml(path)
+
+
 def _names_task(target: str) -> bool:
-    """A task's name or its file; a YAML that is a whole experiment has a model in it."""
+    """A task's name or its file; a YAML that is a whole experiment has a model in it, or nothing of a task."""
     path = Path(target)
     if path.suffix in YAML_SUFFIXES and path.is_file():
-        return "model" not in read_yaml(path)
+        content = read_yaml(path)
+        return "model" not in content and not content.keys().isdisjoint(task.Task.model_fields)
     return path.suffix in YAML_SUFFIXES or (not path.exists() and target in task.available())
 
 
@@ -127,7 +135,7 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
             lines[f"{part} key of the base"] = spec.evaluation_key(part, spec.base_identity())
     if with_model and not problems:
         lines["parameters"] = _parameters_text(spec)
-    notes = [*spec.notes, *filter(None, [last_batch_note(spec)])]
+    notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in spec.unready)]
     if notes:
         lines["note"] = "\n".join(notes)
     _print(target, lines)
@@ -180,7 +188,7 @@ def _rows_text(source: task.Source) -> str:
     if source.generator is not None:
         return f"{source.generator}, {source.size} rows generated from seed {source.seed}"
     drawn = f", {source.sample} drawn" if source.sample is not None else ""
-    pinned = "" if source.revision or references.is_local(source.dataset or "") else ", revision not pinned"
+    pinned = "" if references.is_commit(source.revision) or references.is_local(source.dataset or "") else ", revision not pinned"
     subset = f" ({source.subset})" if source.subset else ""
     return f"{source.dataset}{subset} {source.split}{drawn}{pinned}"
 

@@ -48,3 +48,4 @@ Where = Annotated[
     typer.Option("--where", metavar="FILTER", help="Only runs that pass: 'method == \"ia3\" and exact_match > 0.3'."),
 ]
 ResultsOrParents = Annotated[str | None, typer.Option("--results", metavar="DIR", help="Folder of results.")]
+Format = Annotated[str, typer.Option("--format", metavar="NAME", help="Whose result files: a dialect's name.")]

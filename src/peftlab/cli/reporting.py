@@ -37,5 +37,5 @@ def report(folder: str, *, output: str, task: str | None, metric: str | None, wh
     page.write(Path(output), text)
     typer.echo(output)
     arms = sum(row.kind == "arm" for sheet in found.sheets for row in sheet.rows)
-    runs = f"{len(found.sheets)} tasks, {arms} arms, {len(found.runs)} runs"
-    typer.echo(f"{runs}; {units.size(len(text.encode()))}, opens in any browser", err=True)
+    counts = f"tasks: {len(found.sheets)}, arms: {arms}, runs: {len(found.runs)}"
+    typer.echo(f"{counts}; {units.size(len(text.encode()))}, opens in any browser", err=True)

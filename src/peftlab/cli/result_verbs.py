@@ -1,4 +1,4 @@
-"""The verbs of `peftlab results`: list, show, diff."""
+"""The verbs of `peftlab results`: list, show, diff, export, import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from peftlab.cli.options import Json, Results, ResultsOrParents, Where
+from peftlab.cli.options import Format, Json, Results, ResultsOrParents, Where
 
 results_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True, no_args_is_help=False)
 
@@ -20,7 +20,7 @@ def results(
     stale: Annotated[bool, typer.Option("--stale", help="Only runs made with other versions than installed.")] = False,
     json: Json = False,
 ) -> None:
-    """List runs with their scores; `show` prints one, `diff` says in what two differ.
+    """List runs with their scores; `show` prints one, `diff` says in what two differ, `export` and `import` exchange.
 
     \b
     Examples:
@@ -29,8 +29,10 @@ def results(
       peftlab results --stale
       peftlab results show 3f2a91
       peftlab results diff 3f2a91 b07c44
+      peftlab results export --format s0 --to exchange
+      peftlab results import method_comparison/results/*.json
 
-    Writes nothing.
+    Writes nothing, but for export and import.
     """
     if context.invoked_subcommand is None:
         from peftlab.cli import records
@@ -76,3 +78,49 @@ def results_diff(
     from peftlab.cli import records
 
     records.diff(first, second, folder=folder or context.obj, as_json=json)
+
+
+@results_app.command(name="export")
+def results_export(
+    context: typer.Context,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Folder to write below.")],
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="As for show; none: all that the format can express.")
+    ] = None,
+    dialect: Format = "s0",
+    folder: ResultsOrParents = None,
+) -> None:
+    """Write runs as result files of another system; a run that its format cannot express is refused, not bent.
+
+    \b
+    Examples:
+      peftlab results export --format s0 --to exchange
+      peftlab results export --format s0 3f2a91 --to exchange
+
+    Writes <DIR>/results/, temporary_results/ and cancelled_results/, named as that system names them. A file that is
+    there with other content is never replaced.
+    """
+    from peftlab.cli import exchanging
+
+    exchanging.export(runs or [], dialect=dialect, to=to, folder=folder or context.obj)
+
+
+@results_app.command(name="import")
+def results_import(
+    context: typer.Context,
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Result files of the other system.")],
+    dialect: Format = "s0",
+    folder: ResultsOrParents = None,
+) -> None:
+    """Read result files of another system in as runs: they have scores, but nothing that they could be paired by.
+
+    \b
+    Examples:
+      peftlab results import method_comparison/MetaMathQA/results/*.json
+      peftlab results import --results elsewhere old.json
+
+    Writes one record per file, or none when a file is damaged. A file that was imported before is not taken twice.
+    """
+    from peftlab.cli import exchanging
+
+    exchanging.import_files(files, dialect=dialect, folder=folder or context.obj)

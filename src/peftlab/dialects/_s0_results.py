@@ -218,8 +218,8 @@ def _mean_loss(run: Run, rows: Sequence[Mapping[str, Any]]) -> float:
 
 def _samples(run: Run, row: Mapping[str, Any]) -> int:
     """Rows seen up to a step: passes over the rows, times their number."""
-    num_rows: int = run.needed("train samples", run.rows.get("num_rows"))
-    return round(row["epoch"] * num_rows)
+    passes, num_rows = float(row["epoch"]), int(run.needed("train samples", run.rows.get("num_rows")))
+    return round(passes * num_rows)
 
 
 def _interval_memory(run: Run, rows: Sequence[Mapping[str, Any]], field: str) -> int:
@@ -227,8 +227,8 @@ def _interval_memory(run: Run, rows: Sequence[Mapping[str, Any]], field: str) ->
     on_gpu = run.environment.get("accelerator") != "cpu"
     name = "allocated_bytes" if on_gpu and field == "mem allocated avg" else "memory_bytes"
     samples = [run.needed(field, row.get(name)) for row in rows]
-    level: float = run.needed(field, run.memory.get("before_model"))
-    return round(sum(samples) / len(samples) - level)
+    level = float(run.needed(field, run.memory.get("before_model")))
+    return round(float(sum(samples)) / len(samples) - level)
 
 
 def _forgetting(run: Run) -> tuple[float | None, str | None]:
@@ -286,6 +286,8 @@ def _own_section(run: Run, unknown: dict[str, str]) -> dict[str, Any]:
     differs = {name: run.get(name) for name, plain in PROTOCOL.items() if run.get(name) not in (None, plain)}
     if run.get("train.mixed_precision") == "bf16":
         differs["train.mixed_precision"] = "bf16"
+    if run.rows.get("partial"):
+        differs["partial"] = run.rows["partial"]
     for name in ("target", "stop", "grader"):
         differs[f"task.{name}"] = run.spec["task"].get(name)
     return {

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from peftlab.dialects import _s0_import, _s0_results
 from peftlab.errors import UserError, unknown_name
 from peftlab.groups import GROUPS
 from peftlab.protocols import Dialect, Foreign, Native
@@ -310,4 +311,11 @@ def _told(folder: Path, source: Path | None, shared: Mapping[str, Any], flat: Fl
     return notes
 
 
-PLUGIN = Dialect(recognises=recognises, to_native=to_native, shared_files=(DEFAULTS_FILE,))
+PLUGIN = Dialect(
+    recognises=recognises,
+    to_native=to_native,
+    shared_files=(DEFAULTS_FILE,),
+    export_result=_s0_results.export_result,
+    result_path=_s0_results.result_path,
+    import_result=_s0_import.import_result,
+)

@@ -1,7 +1,7 @@
 """What a page shows, as typed data: rows with the numbers of a comparison, and curves of runs.
 
-Takes scores, intervals and costs from `verdicts`; knows nothing of HTML. The page is a function of the results alone: there
-is no clock here, so equal results make equal pages.
+Takes scores, intervals and costs from `verdicts`; knows nothing of HTML. The page is a function of the results alone:
+there is no clock here, so equal results make equal pages.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from peftlab.verdicts.arms import Arm, Base, unique
 from peftlab.verdicts.columns import BY_NAME, Direction
 from peftlab.verdicts.compare import Comparison, Table
 
-VERSION = 1
+VERSION: Literal[1] = 1
 DIGITS = 6
 """Significant digits of curves: a plot shows three."""
 
 _COLUMNS = (
-    "experiment method seeds total_seconds train_seconds score base_score train_loss memory_max memory_99th memory_avg "
-    "trainable_parameters adapter_bytes created_at task forgetting model train_samples train_tokens num_items "
-    "total_parameters steps category arm"
-).split()
-_SHOWN = "experiment method seeds score base_score train_seconds memory_max trainable_parameters adapter_bytes".split()
-_OWN = {"seeds": ("runs", "count"), "num_items": ("test items", "count")}
+    ("experiment", "method", "seeds", "total_seconds", "train_seconds", "score", "base_score", "train_loss"),
+    ("memory_max", "memory_99th", "memory_avg", "trainable_parameters", "adapter_bytes", "created_at", "task"),
+    ("forgetting", "model", "train_samples", "train_tokens", "num_items", "total_parameters", "steps", "category"),
+)
+_SHOWN = {"experiment", "method", "seeds", "score", "base_score", "train_seconds", "memory_max"} | {
+    "trainable_parameters",
+    "adapter_bytes",
+}
+_COUNTS = {"seeds": "runs", "num_items": "test items"}
 
 
 class Data(BaseModel):
@@ -200,7 +203,7 @@ def _sheet(table: Table, records: Sequence[Record], numbers: Mapping[str, int]) 
         direction=table.direction,
         columns=found,
         rows=(*rows, *(_base(base, table, found) for base in table.bases)),
-        bars=table.bars,
+        bars=tuple(base.label for base in table.bases if base.key in table.bars),
         baselines=dict(table.baselines),
         claims=Claims(columns=worded.columns, rows=worded.rows),
         notes=table.notes,
@@ -209,21 +212,7 @@ def _sheet(table: Table, records: Sequence[Record], numbers: Mapping[str, int]) 
 
 def _columns(table: Table, records: Sequence[Record]) -> tuple[Column, ...]:
     """The usual columns in their usual order, then the other metrics of the task."""
-    found = []
-    for name in _COLUMNS:
-        if name in ("score", "base_score"):
-            title = table.metric if name == "score" else "before training"
-            column = Column(name=name, title=title, kind="score", direction=table.direction, shown=True)
-        elif name in _OWN:
-            title, _ = _OWN[name]
-            column = Column(name=name, title=title, kind="count", direction=None, shown=name in _SHOWN)
-        else:
-            known = BY_NAME[name]
-            shown = name in _SHOWN
-            column = Column(
-                name=name, title=known.title, kind=known.kind, direction=known.direction, shown=shown
-            )
-        found.append(column)
+    found = [_column(name, table) for group in _COLUMNS for name in group]
     others: dict[str, Direction] = {}
     for record in records:
         for evaluation in record.evaluations:
@@ -231,15 +220,24 @@ def _columns(table: Table, records: Sequence[Record]) -> tuple[Column, ...]:
                 others.update({name: metric.direction for name, metric in evaluation.metrics.items()})
     others.pop(table.metric, None)
     metrics = [
-        Column(name=f"metric.{name}", title=name, kind="score", direction=direction, shown=False)
+        Column(name=f"{table.task}.{name}", title=name, kind="score", direction=direction, shown=False)
         for name, direction in others.items()
     ]
     return (*found, *metrics)
 
 
-def _arm(
-    arm: Arm, records: Sequence[Record], table: Table, found: Sequence[Column], numbers: Mapping[str, int]
-) -> Row:
+def _column(name: str, table: Table) -> Column:
+    shown = name in _SHOWN
+    if name in ("score", "base_score"):
+        title = table.metric if name == "score" else "before training"
+        return Column(name=name, title=title, kind="score", direction=table.direction, shown=shown)
+    if name in _COUNTS:
+        return Column(name=name, title=_COUNTS[name], kind="count", direction=None, shown=shown)
+    known = BY_NAME[name]
+    return Column(name=name, title=known.title, kind=known.kind, direction=known.direction, shown=shown)
+
+
+def _arm(arm: Arm, records: Sequence[Record], table: Table, found: Sequence[Column], numbers: Mapping[str, int]) -> Row:
     seen = [columns.values(record, table.task) for record in records]
     values: dict[str, Any] = {
         "experiment": arm.label,
@@ -256,7 +254,7 @@ def _arm(
     }
     for column in found:
         if column.name not in values:
-            values[column.name] = _over_seeds(column, [row.get(column.name.removeprefix("metric.")) for row in seen])
+            values[column.name] = _over_seeds(column, [row.get(column.name) for row in seen])
     intervals = {"score": arm.score} | ({"base_score": arm.base.score} if arm.base else {})
     notes = [*arm.notes, *(["part of the data"] if arm.partial else [])]
     notes += ["other work ran on the machine: times are upper bounds"] * arm.costs.shared_machine
@@ -264,9 +262,7 @@ def _arm(
         kind="arm",
         values=tuple(values[column.name] for column in found),
         intervals={
-            name: (one.low, one.high)
-            for name, one in intervals.items()
-            if one.low is not None and one.high is not None
+            name: (one.low, one.high) for name, one in intervals.items() if one.low is not None and one.high is not None
         },
         unknown={column.name: _why(column, records) for column in found if values[column.name] is None},
         seeds=arm.seeds,
@@ -279,7 +275,7 @@ def _arm(
 def _base(base: Base, table: Table, found: Sequence[Column]) -> Row:
     values = {"experiment": base.label, "method": "none", "num_items": base.score.n, "score": base.score.mean}
     score = base.score
-    notes = [*(["the bar"] if base.label in table.bars else []), *(["part of the data"] if base.partial else [])]
+    notes = [*(["the bar"] if base.key in table.bars else []), *(["part of the data"] if base.partial else [])]
     return Row(
         kind="base",
         values=tuple(values.get(column.name) for column in found),
@@ -303,8 +299,8 @@ def _over_seeds(column: Column, values: Sequence[Any]) -> Any:
 def _why(column: Column, records: Sequence[Record]) -> str:
     if column.name == "base_score":
         return next((one.before_reason for one in records if one.before_reason), "the starting model was not scored")
-    if column.name.startswith("metric."):
-        return "not scored with it"
+    if column.name not in BY_NAME:
+        return "not scored with this metric"
     first = next((one for one in records if BY_NAME[column.name].pick(one) is None), records[0])
     return columns.reason(first, column.name)
 

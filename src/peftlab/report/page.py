@@ -1,8 +1,8 @@
 """The page as one file: the template filled with its data, styles and scripts. Knows nothing of records.
 
-Everything that comes from records stands in one JSON block, in which `<`, `>` and `&` are escaped, and the scripts write it
-as text, never as markup. A content security policy allows those scripts by their digests and nothing else, so the page can
-neither load nor send anything.
+Everything that comes from records stands in one JSON block, in which `<`, `>` and `&` are escaped, and the scripts
+write it as text, never as markup. A content security policy allows those scripts by their digests and nothing else, so
+the page can neither load nor send anything.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def write(path: Path, text: str) -> None:
     if not path.parent.is_dir():
         raise UserError(f"-o {path}: there is no folder {path.parent}", fix=f"make it: mkdir -p {path.parent}")
     if path.exists() and not _is_page(path):
-        raise UserError(f"-o {path}: a file that is no page of peftlab is there", fix="choose another name, or remove it")
+        raise UserError(
+            f"-o {path}: a file that is no page of peftlab is there", fix="choose another name, or remove it"
+        )
     write_atomic(path, text)
 
 
@@ -87,7 +89,8 @@ def _json(contents: Page) -> str:
 def _policy(scripts: list[str]) -> str:
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    rest = "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {allowed}; {rest}"
 
 
 def _file(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from peftlab.errors import unknown_name
 from peftlab.record import Evaluation, Record
+from peftlab.references import LOCAL_FOLDER
 from peftlab.verdicts.outcomes import Outcomes, joined, read, score
 from peftlab.verdicts.statistics import Interval
 
@@ -72,6 +73,7 @@ class Arm:
         score: With an interval over items (one seed), or over seeds and items.
         base: The model that these runs started from, on the same rows; None when not evaluated.
         category: `main`, `test`, or `main and test`.
+        imported_from: The dialect of results that were made elsewhere: they have no outcomes per item.
         notes: What a reader of the scores should know.
     """
 
@@ -82,13 +84,14 @@ class Arm:
     trained_on: str
     model: str
     seeds: tuple[int, ...]
-    num_items: int
+    num_items: int | None
     score: Interval
     base: Base | None
     costs: Costs
     partial: bool
     category: str
     status: str = "finished"
+    imported_from: str | None = None
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     outcomes: Outcomes = field(repr=False)
@@ -143,6 +146,7 @@ def by_task(
     tables: dict[str, tuple[str, list[Scored]]] = {}
     left_out: list[LeftOut] = []
     known: set[str] = set()
+    chosen = {} if metric is not None else _metrics(records, part)
     for record in records:
         reason = None if record.status == "finished" else _ending(record)
         evaluations = final(record, part) if reason is None else []
@@ -150,7 +154,7 @@ def by_task(
             reason = f"its final weights were not scored on the {part} rows"
         for evaluation in evaluations:
             known.update(evaluation.metrics)
-            wanted, rows = tables.setdefault(evaluation.task, (metric or next(iter(evaluation.metrics), ""), []))
+            wanted, rows = tables.setdefault(evaluation.task, (metric or chosen[evaluation.task], []))
             if wanted in evaluation.metrics:
                 rows.append((record, evaluation))
             else:
@@ -160,6 +164,24 @@ def by_task(
     if metric is not None and known and metric not in known:
         raise unknown_name("metric", metric, known)
     return {task: table for task, table in sorted(tables.items()) if table[1]}, left_out
+
+
+def _metrics(records: Sequence[Record], part: str) -> dict[str, str]:
+    """The primary metric of each task; of a task with imported runs the first that these have too."""
+    own: dict[str, list[str]] = {}
+    imported: dict[str, list[set[str]]] = {}
+    for record in records:
+        for evaluation in final(record, part) if record.status == "finished" else ():
+            if record.imported_from is None:
+                own.setdefault(evaluation.task, list(evaluation.metrics))
+            else:
+                imported.setdefault(evaluation.task, []).append(set(evaluation.metrics))
+    chosen = {}
+    for task in {**own, **imported}:
+        names = own.get(task) or sorted(set.union(*imported[task]))
+        shared = [name for name in names if all(name in metrics for metrics in imported.get(task, ()))]
+        chosen[task] = next(iter([*shared, *names]), "")
+    return chosen
 
 
 # -------------------------------------------------------------------------------------------------- their arms
@@ -218,6 +240,7 @@ class Reader:
             costs=_costs([one for one, _ in group]),
             partial=any(found.partial or one.training.get("partial") for one, found in group),
             category=" and ".join(categories),
+            imported_from=next(iter(sorted(_sources(group))), None),
             notes=_notes(group, outcomes),
             settings=_protocol(evaluation),
             outcomes=outcomes,
@@ -235,6 +258,7 @@ class Reader:
 
 def _notes(group: Sequence[Scored], outcomes: Outcomes) -> tuple[str, ...]:
     notes = [outcomes.missing] if outcomes.missing else []
+    notes += [f"imported from {source}: unpaired" for source in sorted(_sources(group))]
     if any(_protocol(found) != _protocol(group[0][1]) for _, found in group):
         notes.append("the seeds were scored under different settings")
     if any(record.category == "test" for record, _ in group):
@@ -242,6 +266,10 @@ def _notes(group: Sequence[Scored], outcomes: Outcomes) -> tuple[str, ...]:
     if len({record.before_reason for record, _ in group} - {None}) == 1 and group[0][0].before_reason:
         notes.append(f"no score before training: {group[0][0].before_reason}")
     return tuple(notes)
+
+
+def _sources(group: Sequence[Scored]) -> set[str]:
+    return {record.imported_from for record, _ in group if record.imported_from is not None}
 
 
 def _costs(records: Sequence[Record]) -> Costs:
@@ -283,7 +311,8 @@ def _model(evaluation: Evaluation, otherwise: str) -> str:
 
 def _base_label(evaluation: Evaluation, otherwise: str) -> str:
     model, generation = evaluation.settings.get("model") or {}, evaluation.settings.get("generation") or {}
-    written = evaluation.settings.get("model_id") or otherwise or model.get("id") or "bare model"
+    declared = model.get("id") if model.get("id") != LOCAL_FOLDER else otherwise
+    written = evaluation.settings.get("model_id") or declared or otherwise or "bare model"
     name = str(written).rstrip("/").rsplit("/", 1)[-1]
     if model.get("content"):  # of two local models of one name, the digest tells which
         name = f"{name} {model['content'][:6]}"

@@ -328,6 +328,8 @@ def _notes(arms: Sequence[Arm], bases: Sequence[Base], bars: Mapping[str, Base],
             )
     if any(arm.partial for arm in arms) or any(base.partial for base in bases):
         notes.append("some rows were scored or trained on a part of the data set they name: not the benchmark's result")
+    if any(arm.imported_from is not None for arm in arms):
+        notes.append("imported runs have scores without outcomes per item: they are shown, never paired or tested")
     if any("test" in arm.category for arm in arms):
         notes.append("some arms hold runs of category test")
     return notes

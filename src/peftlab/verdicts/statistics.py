@@ -29,13 +29,14 @@ class Interval:
     """A mean with its interval; the bounds are None where the data allow none.
 
     Attributes:
+        n: Items; None where a result from elsewhere does not say it.
         method: What the interval is made by and covers: `wilson`, `t over items`, `t over seeds and items`, ...
     """
 
     mean: float
     low: float | None
     high: float | None
-    n: int
+    n: int | None
     method: str
 
 

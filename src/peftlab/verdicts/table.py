@@ -66,7 +66,7 @@ def _arm(arm: Arm, table: Table) -> tuple[str, ...]:
         arm.label,
         arm.method,
         _seeds(arm.seeds),
-        str(arm.num_items),
+        UNKNOWN if arm.num_items is None else str(arm.num_items),
         number(arm.score.mean),
         interval(arm.score.low, arm.score.high),
         _with_interval(arm.base.score) if arm.base else UNKNOWN,
@@ -82,7 +82,7 @@ def _base(base: Base, table: Table) -> tuple[str, ...]:
     notes = [*(["the bar"] if base.key in table.bars else []), *(["part of the data"] if base.partial else [])]
     notes.extend([base.outcomes.missing] if base.outcomes.missing else [])
     score = (number(base.score.mean), interval(base.score.low, base.score.high))
-    return (base.label, "none", UNKNOWN, str(base.score.n), *score, *[UNKNOWN] * 5, "; ".join(notes))
+    return (base.label, "none", UNKNOWN, str(base.score.n or UNKNOWN), *score, *[UNKNOWN] * 5, "; ".join(notes))
 
 
 def _pair(pair: Pair) -> tuple[str, ...]:

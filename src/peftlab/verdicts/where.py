@@ -91,7 +91,7 @@ def parse(expression: str) -> Filter:
         >>> parse("seed in [0, 1]")
         Comparison(name='seed', operator='in', literals=(0, 1), place=0)
     """
-    text = expression.strip()
+    text = _line(expression)
     if not text:
         raise UserError("--where: the filter is empty", fix=_FORM)
     if len(text) > MAX_CHARACTERS:
@@ -101,12 +101,16 @@ def parse(expression: str) -> Filter:
             warnings.simplefilter("ignore")  # about escapes and "is" beside a number: what matters is refused below
             tree = ast.parse(text, mode="eval")
     except SyntaxError as error:
-        place = max((error.offset or 1) - 1, 0) if error.lineno == 1 else None
-        raise _refused(text, place, f"not a filter: {_short(error.msg)}") from None
+        raise _refused(text, max((error.offset or 1) - 1, 0), f"not a filter: {_short(error.msg)}") from None
     except (ValueError, MemoryError, RecursionError):
         reason = "it is nested too deeply, or holds characters that are no text"
         raise _refused(text, None, f"not a filter: {reason}") from None
     return _Parser(text).filter(tree.body)
+
+
+def _line(expression: str) -> str:
+    """A filter may be written over several lines."""
+    return " ".join(expression.replace("\r", "\n").split("\n")).strip()
 
 
 class _Parser:
@@ -189,10 +193,8 @@ class _Parser:
         return _refused(self._text, self._place(node), reason, fix=fix)
 
     def _place(self, node: ast.expr) -> int:
-        """Offsets of syntax trees count bytes of the line."""
-        lines = self._text.split("\n")
-        before = sum(len(line) + 1 for line in lines[: node.lineno - 1])
-        return before + len(lines[node.lineno - 1].encode()[: node.col_offset].decode(errors="ignore"))
+        """Offsets of syntax trees count bytes, and there is one line."""
+        return len(self._text.encode()[: node.col_offset].decode(errors="ignore"))
 
 
 _CALLED: Mapping[type[ast.expr], str] = {
@@ -299,7 +301,7 @@ def select(records: Sequence[Record], expression: str, *, task: str | None = Non
     found = parse(expression)
     rows = [columns.values(record, task) for record in records]
     if rows:
-        _check(found, rows, expression.strip())
+        _check(found, rows, _line(expression))
     return [record for record, row in zip(records, rows, strict=True) if matches(found, row)]
 
 

@@ -1,0 +1,129 @@
+"""The data set of a lora-ns file as a task: splits, columns, and a template divided into prompt and answer."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Any
+
+from peftlab.dialects._s1_sections import Reading
+from peftlab.task import template_fields
+
+MOVED = {"glue": "nyu-mll/glue", "gsm8k": "openai/gsm8k"}
+"""Data sets by the short names that the hub has given up."""
+
+MAX_NEW_TOKENS = 512
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+_ONE_ROW = re.compile(r"(.+)\[(\d+)\]")
+
+
+def task_of(reading: Reading) -> dict[str, Any]:
+    """The task, as a task file would hold it, with its name.
+
+    Raises:
+        UserError: No usable name, columns or template.
+    """
+    name = reading.file.task_name
+    if not _NAME.fullmatch(name):
+        raise reading.error(
+            "task_name", f"= {name[:80]!r} cannot name a result", "use letters, digits and . _ + = - only"
+        )
+    rows = _classification(reading) if reading.classifies else _generation(reading)
+    return {"name": name, "version": 1, **_sources(reading), **rows}
+
+
+def _sources(reading: Reading) -> dict[str, Any]:
+    """Which rows each part takes. Where nothing is validated on the way, validation is what is scored at the end."""
+    dataset = reading.file.dataset
+    name = MOVED.get(dataset.name, dataset.name)
+    if name != dataset.name:
+        reading.notes.append(f"dataset.name: {dataset.name} is now {name}")
+    splits = {"train": dataset.train_split, "valid": dataset.eval_split, "test": dataset.test_split}
+    if splits["test"] is None and splits["valid"] is not None:
+        if reading.file.training.eval_strategy == "no":
+            splits["test"], splits["valid"] = splits["valid"], None
+        else:
+            reading.notes.append("no dataset.test_split: the scores are those of the validation rows")
+    plain = {part: _row_as_slice(split) for part, split in splits.items() if split is not None}
+    scored = [split for part, split in plain.items() if part != "train" and _whole(split) == _whole(plain["train"])]
+    if scored:
+        reading.notes.append(f"the rows of {' and '.join(scored)} are scored, so they are not trained on")
+    subset = {"subset": dataset.subset} if dataset.subset else {}
+    return {part: {"dataset": name, **subset, "split": split} for part, split in plain.items()}
+
+
+def _row_as_slice(split: str) -> str:
+    """`train[7]` means one row there."""
+    found = _ONE_ROW.fullmatch(split)
+    return f"{found[1]}[{found[2]}:{int(found[2]) + 1}]" if found else split
+
+
+def _whole(split: str) -> str:
+    return split.partition("[")[0]
+
+
+def _classification(reading: Reading) -> dict[str, Any]:
+    dataset = reading.file.dataset
+    texts = [dataset.text_column] if isinstance(dataset.text_column, str) else list(dataset.text_column or ())
+    if not 1 <= len(texts) <= 2:
+        raise reading.error("dataset.text_column", "must name one or two columns of text", "name them")
+    if not dataset.label_column:
+        raise reading.error("dataset.label_column", "is required", "name the column with the class")
+    if dataset.num_labels < 2:
+        raise reading.error("dataset.num_labels", "= 1 asks for regression, which is not here yet", "give 2 or more")
+    return {
+        "kind": "classify",
+        "columns": {column: column for column in (*texts, dataset.label_column)},
+        "pair": texts,
+        "labels": [str(number) for number in range(dataset.num_labels)],
+        "reference": dataset.label_column,
+        "grader": {"name": "label"},
+        "metrics": {"acc": "higher"},
+    }
+
+
+def _generation(reading: Reading) -> dict[str, Any]:
+    prompt, target, columns = _divided(reading)
+    return {
+        "kind": "generate",
+        "columns": {column: column for column in columns},
+        "prompt": prompt,
+        "target": target,
+        "reference": columns[-1],
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "grader": {"name": "numeric", "modes": ["strict", "flexible"]},
+        "metrics": {"exact_match": "higher", "exact_match_flexible": "higher"},
+    }
+
+
+def _divided(reading: Reading) -> tuple[str, str, list[str]]:
+    """Prompt, target and columns of a template: its last field is the answer, all before it is the prompt.
+
+    Blanks before the answer go with the answer: a prompt that ends in one is cut into other tokens than the text.
+    """
+    key, template = "dataset.prompt_template", reading.file.dataset.prompt_template
+    if template is None:
+        raise reading.error(
+            key,
+            "is missing: which part of a row is the answer cannot be guessed",
+            "write a template whose last {column} is the answer",
+        )
+    try:
+        fields = template_fields(template)
+    except ValueError as error:
+        raise reading.error(key, f"cannot be used: {error}", "name columns only, such as {question}") from None
+    if len(set(fields)) < 2 or fields.count(fields[-1]) > 1:
+        fix = 'write for example "Question: {question}\\nAnswer: {answer}"'
+        raise reading.error(key, "must show something of the row, and then its answer, once", fix)
+    pieces = list(string.Formatter().parse(template))
+    last = max(place for place, piece in enumerate(pieces) if piece[1] is not None)
+    before = "".join(_text(literal, name) for literal, name, _, _ in pieces[:last]) + _text(pieces[last][0], None)
+    after = "".join(_text(literal, None) for literal, _, _, _ in pieces[last + 1 :])
+    prompt = before.rstrip(" ")
+    target = before[len(prompt) :] + f"{{{fields[-1]}}}" + after
+    return prompt, target, list(dict.fromkeys(fields))
+
+
+def _text(literal: str, name: str | None) -> str:
+    escaped = literal.replace("{", "{{").replace("}", "}}")
+    return escaped if name is None else f"{escaped}{{{name}}}"

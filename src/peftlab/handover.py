@@ -1,0 +1,189 @@
+"""What a finished run leaves in the folder that `save.output_dir` names, for programs that know the library's files.
+
+Adapter (or whole model) and tokenizer as `from_pretrained` reads them, `trainer_state.json` as
+`transformers.TrainerState` reads it, and the figures as `*_results.json`, which is what `transformers.Trainer` writes.
+The record stays the result: nothing here is read back, and nothing is computed that the record does not say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peftlab import models
+from peftlab.atomic import write_atomic
+from peftlab.digest import digest
+from peftlab.errors import UserError
+from peftlab.record import Evaluation, Record, to_json
+from peftlab.spec import RunSpec
+
+MARK = "peftlab.json"
+"""Says which run the other files are of."""
+
+_PREFIXES = {"valid": "eval", "test": "test"}
+
+
+def check(spec: RunSpec) -> None:
+    """See that the run may write where it is told to.
+
+    Raises:
+        UserError: The folder holds files of somebody else.
+    """
+    if spec.save.output_dir is None:
+        return
+    folder = Path(spec.save.output_dir).expanduser()
+    if folder.is_file() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"save.output_dir = {folder}: there is a file of that name", fix="name another folder")
+    inside = sorted(os.listdir(folder)) if folder.is_dir() else []
+    owner = _owner(folder)
+    if owner is None and inside:
+        raise UserError(
+            f"save.output_dir = {folder}: the folder holds files that are not of this run: {', '.join(inside[:5])}",
+            fix="name another folder with save.output_dir=..., or move them away",
+        )
+    if owner is not None and owner.get("key") != spec.train_key:
+        raise UserError(
+            f"save.output_dir = {folder}: the folder holds another run, {owner.get('run')}; this one is {spec.stem}",
+            fix="name another folder with save.output_dir=..., or move that one away",
+        )
+
+
+def write(spec: RunSpec, record: Record, curve: Sequence[Mapping[str, Any]], payload: Path) -> None:
+    """Put a finished run's files into its output folder; each appears whole, in place of an older one of this run.
+
+    Args:
+        spec: The run.
+        record: Its finished record.
+        curve: The whole step log.
+        payload: Its folder among the results; the weights in it may have been cleaned.
+
+    Raises:
+        UserError: The folder holds files of somebody else.
+    """
+    if spec.save.output_dir is None:
+        return
+    check(spec)
+    folder = Path(spec.save.output_dir).expanduser()
+    weights = payload / "adapter"
+    mark = {"run": record.stem, "key": record.key, "record": digest(to_json(record)), "weights": weights.is_dir()}
+    if (_owner(folder) or {}) == mark:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / MARK, _text({**mark, "record": None}))  # from here on the folder is this run's
+    if weights.is_dir():
+        _put(weights, folder)
+    with TemporaryDirectory(dir=folder, prefix=".tokenizer-") as temporary:
+        models.load_tokenizer(spec.model).save_pretrained(temporary)
+        _put(Path(temporary), folder)
+    results = _results(record)
+    for name, values in results.items():
+        write_atomic(folder / f"{name}_results.json", _text(values))
+    write_atomic(
+        folder / "all_results.json", _text({name: v for found in results.values() for name, v in found.items()})
+    )
+    write_atomic(folder / "trainer_state.json", _text(trainer_state(spec, record, curve)))
+    write_atomic(folder / MARK, _text(mark))
+
+
+def _owner(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _put(source: Path, folder: Path) -> None:
+    """Copy files, each beside its place and then into it."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            target = folder / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.writing")
+            shutil.copyfile(path, beside)
+            os.replace(beside, target)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    """JSON as the library writes it, a diverged loss as NaN: its readers know no other form."""
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+def trainer_state(spec: RunSpec, record: Record, curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of `transformers.TrainerState` (transformers/trainer_callback.py) that a run knows."""
+    last = curve[-1] if curve else {}
+    history: list[tuple[int, int, dict[str, Any]]] = []
+    for row in curve:
+        names = ("loss", "grad_norm", "learning_rate", "epoch", "step")
+        history.append((row["step"], 0, {name: row[name] for name in names if name in row}))
+    epochs = {row["step"]: row.get("epoch") for row in curve}
+    for found in record.evaluations:
+        if found.what == "task" and isinstance(found.checkpoint, int):
+            entry = {**_figures(found), "step": found.checkpoint, "epoch": epochs.get(found.checkpoint)}
+            history.append((found.checkpoint, 1, entry))
+    best = _best(spec, record)
+    return {
+        "global_step": last.get("step", 0),
+        "max_steps": record.training.get("last_step") or last.get("step", 0),
+        "epoch": last.get("epoch"),
+        "num_train_epochs": spec.train.num_train_epochs or last.get("epoch"),
+        "train_batch_size": spec.batch.per_device_train_batch_size,
+        "num_input_tokens_seen": sum(row.get("tokens", 0) for row in curve),
+        "logging_steps": 1,
+        "eval_steps": spec.train.eval_steps,
+        "save_steps": spec.save.save_steps,
+        "best_metric": best[1] if best else None,
+        "best_global_step": best[0] if best else None,
+        "best_model_checkpoint": None,
+        "log_history": [entry for _, _, entry in sorted(history, key=lambda one: one[:2])],
+    }
+
+
+def _best(spec: RunSpec, record: Record) -> tuple[int, float] | None:
+    """Step and score of the weights that were kept for their validation score."""
+    if record.training.get("role") != "best":
+        return None
+    step = record.training["step"]
+    name = spec.train.metric_for_best_model or spec.task.primary_metric
+    for found in record.evaluations:
+        if found.part == "valid" and found.checkpoint == step and name in found.metrics:
+            return step, found.metrics[name].mean
+    return None
+
+
+def _figures(found: Evaluation) -> dict[str, Any]:
+    prefix = _PREFIXES.get(found.part, found.part)
+    more = {name: value for name, value in found.notes.items() if isinstance(value, float)}
+    scores = {**more, **{name: metric.mean for name, metric in found.metrics.items()}}
+    return {f"{prefix}_{name}": value for name, value in scores.items()} | {f"{prefix}_samples": found.num_items}
+
+
+def _results(record: Record) -> dict[str, dict[str, Any]]:
+    """`train`, and `eval` and `test` where validation and test rows were scored, the last weights of each."""
+    losses = [value for value in record.curve.get("loss", ()) if value is not None]
+    train = {
+        "epoch": record.training.get("epochs"),
+        "train_loss": record.training.get("final_loss") if not losses else sum(losses) / len(losses),
+        "train_runtime": record.cost.seconds.get("train"),
+        "train_samples": (record.rows.get("parts") or {}).get("train", {}).get("rows"),
+        "train_tokens": record.cost.train_tokens,
+    }
+    results = {"train": {name: value for name, value in train.items() if value is not None}}
+    for part, prefix in _PREFIXES.items():
+        scored = [
+            one
+            for one in record.evaluations
+            if one.what == "task" and one.part == part and isinstance(one.checkpoint, int)
+        ]
+        kept = [one for one in scored if one.checkpoint == record.training.get("step")]
+        if scored:
+            results[prefix] = _figures((kept or scored)[-1])
+    return results

@@ -1,0 +1,28 @@
+// What may be said about pairs, worded by the comparison; nothing is computed or worded here.
+"use strict";
+(() => {
+  const { make, state } = page;
+  const FEW = 60;
+  let all = false;
+
+  page.section({
+    id: "claims",
+    title: "What may be said",
+    draw(body) {
+      const sheet = state.sheet, rows = sheet === null ? [] : sheet.claims.rows;
+      if (rows.length === 0) { body.replaceChildren(make("p", {}, "There is no pair to compare.")); return; }
+      const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
+      const passing = rows.filter((row) => words.every((word) => row.join(" ").toLowerCase().includes(word)));
+      const shown = all ? passing : passing.slice(0, FEW);
+      const lines = shown.map((row) => make("tr", {}, ...row.map((cell, index) => (index === 0 ? make("th", { scope: "row" }, cell) : make("td", { class: index === row.length - 1 ? "long" : "" }, cell)))));
+      const head = make("tr", {}, ...sheet.claims.columns.map((title) => make("th", { scope: "col" }, title)));
+      const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines));
+      const more = passing.length > shown.length ? [make("button", { type: "button", on: { click: () => { all = true; this.draw(body); } } }, `show all ${passing.length} pairs`)] : [];
+      body.replaceChildren(
+        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Pairs" }, table),
+        ...more,
+        make("ul", { class: "quiet" }, ...sheet.notes.map((note) => make("li", {}, note))),
+      );
+    },
+  });
+})();

@@ -1,8 +1,8 @@
 """The demo: three ways to fine-tune one small model on generated arithmetic, compared with the model as it was.
 
 Scores the base model four ways (0, 4 and 8 worked examples, and its own chat template), trains LoRA, IA3 and full
-fine-tuning with the same budget, two jobs at a time with one thread each, and prints the comparison. Everything goes
-through the command line that users have; a second call finds it all done.
+fine-tuning with the same budget, two jobs at a time with one thread each, prints the comparison, and writes it as a
+page. Everything goes through the command line that users have; a second call finds it all done.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def train(experiment: str, settings: tuple[str, ...]) -> None:
 
 
 def main() -> None:
-    """Everything, the longest jobs first; then the comparison."""
+    """Everything, the longest jobs first; then the comparison, and the page."""
     started = time.perf_counter()
     jobs: list[Callable[[], None]] = []
     jobs += [lambda name=name, more=more: train(name, more) for name, more in EXPERIMENTS.items()]  # type: ignore[misc]
@@ -95,7 +95,10 @@ def main() -> None:
             job.result()
     command = [sys.executable, "-m", "peftlab", "compare", "--task", TASK, "--results", str(RESULTS)]
     subprocess.run(command, cwd=ROOT, check=True)
+    page = [sys.executable, "-m", "peftlab", "report", str(RESULTS), "-o", str(RESULTS / "report.html")]
+    subprocess.run(page, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     say("demo", f"finished in {time.perf_counter() - started:.0f} s; the records lie in {RESULTS}/")
+    say("demo", f"open {ROOT / RESULTS / 'report.html'} in a browser")
 
 
 if __name__ == "__main__":

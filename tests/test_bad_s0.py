@@ -1,4 +1,4 @@
-"""Mistakes in files of dialect s0: exit code 2, the file, key and value named, nothing left; `run` and `check` agree."""
+"""Mistakes in files of dialect s0: exit code 2, file, key and value named, nothing left; `run` and `check` agree."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ KEYS: dict[str, tuple[Any, tuple[str, ...]]] = {
         {"query_template": "{query} {query.__class__}"},
         ("'query_template'", "no other field"),
     ),
-    "a template that is broken": ({"query_template": "{query} {"}, ("'query_template'", "expected '}'")),
+    "a template that is broken": ({"query_template": "{query} {"}, ("'query_template'", "Single '{'")),
     "an unknown optimizer": ({"optimizer_type": "AdamWW"}, ("unknown optimizer_type 'AdamWW'", "'AdamW'?")),
     "an optimizer that wants a closure": ({"optimizer_type": "LBFGS"}, ("unknown optimizer_type 'LBFGS'",)),
     "a rate as text": ({"optimizer_kwargs": {"lr": "1e-4"}}, ("'optimizer_kwargs'", "'lr' must be a number")),

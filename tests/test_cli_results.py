@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from cli_material import a_record, evaluation, store, working_folder
+from cli_material import PARAMETERS, a_record, evaluation, experiment, store, working_folder
+from peftlab import loading
 from peftlab import record as records
-from peftlab.cli import main, scores, tables
+from peftlab.cli import arguments, main, repeating, scores, tables
 
 
 @pytest.fixture
@@ -187,3 +189,35 @@ def test_compare_names_what_is_not_there(place: Path, capsys: pytest.CaptureFixt
     assert "did you mean 'exact_match'?" in capsys.readouterr().err
     assert main(["compare", "--task", "gsm8k"]) == 2
     assert "tasks there: additions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", [None, "gsm8k"])
+def test_a_test_record_tells_the_command_that_repeats_it(
+    place: Path, capsys: pytest.CaptureFixture[str], task: str | None
+) -> None:
+    """The words, read back as the shell and the command line read them, are the run of the record."""
+    folder = experiment("lora/first", parameters={**PARAMETERS, "train": {"max_steps": 50}})
+    overrides = {
+        "train.max_steps": 7,
+        "optim.optimizer_kwargs": {"betas": [0.8, 0.9]},
+        "model.revision": "12",  # a text that looks like a number
+        "data.forgetting": None,
+        "generation.stop": ["\n", "it's"],
+    }
+    made = loading.load(folder, task=task, seed=3, overrides=overrides)
+    found = a_record(
+        key=made.train_key, category="test", seed=3, task=made.task.name, spec=made.model_dump(mode="json")
+    )
+    Path("temporary_results").mkdir()
+    Path(f"temporary_results/{found.stem}.json").write_text(records.to_json(found))
+    assert main(["results", "show", made.train_key]) == 0
+    text = capsys.readouterr().out
+    words = shlex.split(text[text.index("peftlab run") :].partition(" --rerun")[0])
+    paths, settings = arguments.split(words[2:])
+    again = arguments.load_spec(paths[0], arguments.parse(settings))
+    assert again == made and len(settings) == len(overrides) + 1 + (task is not None)
+
+
+def test_the_command_of_a_run_whose_folder_is_gone(place: Path) -> None:
+    found = a_record(seed=2, task="own", spec={"folder": "experiments/lora/gone"})
+    assert repeating.command(found) == "peftlab run experiments/lora/gone task=PATH/own.yaml seed=2"

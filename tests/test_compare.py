@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from peftlab.record import Cost
-from peftlab.verdicts.arms import BareModel
+from peftlab.verdicts.arms import BareModel, Reader
 from peftlab.verdicts.compare import Comparison
 from peftlab.verdicts.statistics import holm, mean_over_seeds, paired_difference, paired_over_seeds, wilson
 from peftlab.verdicts.table import sheets
@@ -144,6 +144,29 @@ def test_a_bar_is_of_the_arms_own_model(lab: Lab) -> None:
     bars = {pair.a: pair.b for pair in table.pairs if pair.kind == "bar"}
     assert bars == {"lora/org-tiny": "tiny, float32, 0-shot", "lora/org-large": "large, float32, 0-shot"}
     assert between(table, "lora/org-tiny", "lora/org-large").notes == ("different base models",)
+
+
+def test_local_models_are_told_apart_and_each_has_its_bar(lab: Lab) -> None:
+    """Two folders of one name: the digest of their content is in the label, and only the better score is a bar."""
+    bare = []
+    for number, content in enumerate(("a" * 64, "b" * 64)):
+        model = {"id": "folder", "revision": None, "content": content}
+        settings = {"model": model, "generation": {"few_shot": 0}}
+        skills = (0.2, 0.4) if number else (0.9, 0.1)
+        base = lab.evaluation(f"base/{number}", "base", lab.outcomes(skills[0]), settings=settings)
+        more = lab.evaluation(f"base/other-{number}", "base", lab.outcomes(skills[1]), settings=settings)
+        bare.append(BareModel(evaluation=more, folder=lab.root / f"base/other-{number}"))
+        run = lab.evaluation(f"run/{number}", "last", lab.outcomes(0.5), settings=settings)
+        lab.run(f"lora/{number}", 0, None, base, evaluations=(run,), spec={"model": {"id": f"/some/{number}/model"}})
+    table = lab.table(bases=bare)
+    named = {"model_id": "./models/tiny/"}
+    known = lab.evaluation("base/named", "base", lab.outcomes(0.1), settings={**bare[0].evaluation.settings, **named})
+    assert Reader("exact_match", lab.folder_of).base(known, None).label.startswith("tiny aaaaaa, float32")
+    assert set(table.bars) == {"base/0", "base/other-1"}
+    bars = {pair.a: pair.b for pair in table.pairs if pair.kind == "bar"}
+    assert bars == {"lora/0": "model aaaaaa, float32, 0-shot", "lora/1": "bare model bbbbbb, float32, 0-shot"}
+    (scores, *_) = sheets(lab.compare(bases=bare))
+    assert sum("the bar" in row[-1] for row in scores.rows) == 2
 
 
 def test_a_shared_base_is_read_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

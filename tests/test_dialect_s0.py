@@ -439,6 +439,19 @@ def test_check_passes_over_the_shared_file(
     assert "such as experiments/lora/a" in output.err and "unknown file" not in output.err
 
 
+def test_run_show_and_check_take_the_flag(
+    tmp_path: Path, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(folder(tmp_path).relative_to(tmp_path))
+    words = [f"{name}={json.dumps(value)}" for name, value in {"task": small["task"], **small["overrides"]}.items()]
+    for verb in ("show", "check", "run"):
+        assert main([verb, "--dialect", "s0", path, *words]) == 0
+    output = capsys.readouterr()
+    assert "[[0 + 0 = 0" in output.out, "the question is trained on too"
+    assert "read as dialect s0" in output.out and "read as dialect s0" in output.err
+
+
 FITS: dict[str, tuple[dict[str, Any], str]] = {
     "fits": (ADAPTER, ""),
     "layers that are not there": ({**ADAPTER, "target_modules": ["query_key_value"]}, "'target_modules'"),

@@ -192,9 +192,9 @@ def test_a_text_that_changed_is_no_measure_of_forgetting(tmp_path: Path, monkeyp
     (mirror / "mirror.json").write_text(json.dumps({"Salesforce/wikitext:wikitext-2-v1": entry}))
     monkeypatch.setenv("PEFTLAB_MIRROR", str(mirror))
     folder = toy.write_experiment(tmp_path, data={"forgetting": "wikitext2"}, train={"max_steps": 1})
-    (mirror / "text.jsonl").write_text(json.dumps({"text": "one and the same line. " * 60}) + "\n")
+    (mirror / "text.jsonl").write_text(json.dumps({"text": "one and the same line. " * 70}) + "\n")
     assert run(folder, tmp_path / "results").training["forgetting"]["change"] is not None
-    (mirror / "text.jsonl").write_text(json.dumps({"text": "quite another line, of the same length. " * 40}) + "\n")
+    (mirror / "text.jsonl").write_text(json.dumps({"text": "another of this length. " * 70}) + "\n")
     with pytest.raises(UserError, match="scored on another text 'wikitext2' than this run"):
         run(folder, tmp_path / "results", seed=1)
 

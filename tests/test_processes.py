@@ -57,7 +57,7 @@ def curve(results: Path) -> list[dict[str, Any]]:
 
 def weights(results: Path) -> dict[str, Any]:
     (path,) = (record_file(results).with_suffix("") / "adapter").glob("*.safetensors")
-    return load_file(path)
+    return dict(load_file(path))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -135,12 +135,12 @@ def test_early_stopping_stops_all_processes(runner: Runner, tmp_path: Path) -> N
 def test_a_launcher_that_delivers_other_numbers_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = toy.write_experiment(tmp_path)
     declared = loading.load(folder, overrides={"launch.num_processes": 2})
-    with pytest.raises(UserError, match="launch.num_processes = 2, but the launcher started 1"):
+    with pytest.raises(UserError, match=r"launch\.num_processes = 2, but the launcher started 1"):
         runs.run(declared, RunStore(tmp_path / "results"))
     assert not (tmp_path / "results").exists()
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert loading.load(folder).launch.num_processes == 3
-    with pytest.raises(UserError, match="launch.num_processes = 2, but the launcher started 3"):
+    with pytest.raises(UserError, match=r"launch\.num_processes = 2, but the launcher started 3"):
         runs.run(declared, RunStore(tmp_path / "results"))
 
 

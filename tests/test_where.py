@@ -191,16 +191,16 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(filters, rows)
 def test_a_filter_means_what_its_text_says(found: tuple[str, Meaning], row: Mapping[str, Any]) -> None:
     text, meaning = found
     assert matches(parse(text), row) is bool(meaning(row)), text
 
 
-@settings(max_examples=300, deadline=None)
-@given(filters, rows, st.data())
-def test_brackets_and_spaces_change_nothing(found: tuple[str, Meaning], row: Mapping[str, Any], data: Any) -> None:
+@settings(max_examples=50, deadline=None)
+@given(filters, rows)
+def test_brackets_and_spaces_change_nothing(found: tuple[str, Meaning], row: Mapping[str, Any]) -> None:
     text = f" ({found[0]})\n"
     assert matches(parse(text), row) == matches(parse(found[0]), row)
     names = [comparison.name for comparison in comparisons(parse(found[0]))]
@@ -229,7 +229,7 @@ PIECES = (
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=14).map(" ".join))
 @example("score > 1 \\")
 @example("score > 0x")
@@ -287,7 +287,7 @@ def test_select_names_what_no_record_has() -> None:
         select(records, "seed == 1 and metod == 'lora'")
     assert refused.value.fix == "did you mean 'method'?"
     assert refused.value.message.splitlines()[-1].index("^") == len("seed == 1 and ") + 2
-    with pytest.raises(UserError, match="unknown column 'method.__class__'"):
+    with pytest.raises(UserError, match=r"unknown column .method\.__class__"):
         select(records, "method.__class__ == 'str'")
     with pytest.raises(UserError, match="'seed' holds numbers, never '0'"):
         select(records, "seed == '0'")

@@ -49,7 +49,7 @@ def count_parameters(spec: RunSpec) -> Counts:
         if not _is_meta_trouble(error):
             raise
         reason = error.message
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
     if references.local_path(spec.model.id, spec.model.revision) is None:
         return Counts(trainable=None, total=None, source=None, reason=f"cannot be built on the meta device: {reason}")
@@ -85,18 +85,21 @@ def _counts(built: Built, source: Literal["meta", "real"]) -> Counts:
 
 
 def load_config(settings: ModelSettings) -> Any:
-    """The model's config: from its folder, the hub's cache, or the shapes that peftlab ships. Downloads nothing."""
-    shipped = SHAPES_FOLDER / f"{settings.id.replace('/', '--')}.json"
-    name, revision = models.source_of(settings)
-    offline = references.local_path(settings.id, settings.revision) is None
+    """The model's config: the shapes that peftlab ships, its folder, or the hub's cache. Downloads nothing."""
+    shipped = SHAPES_FOLDER / f"{settings.id.replace('/', '--').replace(':', '_')}.json"
+    if shipped.is_file():
+        plain = json.loads(shipped.read_text(encoding="utf-8"))
+        return AutoConfig.for_model(plain.pop("model_type"), **plain)
+    path = references.local_path(settings.id, settings.revision)
+    offline = path is None
     try:
+        if path is not None and path.is_file():  # a GGUF file: its header is enough
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        name, revision = models.source_of(settings)
         return AutoConfig.from_pretrained(
             name, revision=revision, local_files_only=offline, trust_remote_code=settings.trust_remote_code
         )
     except models.LOADING_ERRORS as error:
-        if shipped.is_file():
-            plain = json.loads(shipped.read_text(encoding="utf-8"))
-            return AutoConfig.for_model(plain.pop("model_type"), **plain)
         if not offline:
             raise models.cannot_load("config", settings, error) from error
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab import data, loading, models, references, scoring
+from peftlab import data, loading, models, preflight, references, scoring
 from peftlab.assembly import assemble
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
@@ -95,6 +95,7 @@ def _named_model(reference: str) -> str | None:
 
 
 def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
+    preflight.refuse_unsupported(spec)
     reason = scoring.no_start(spec)
     if reason is not None:
         raise UserError(f"a bare model cannot be scored on '{spec.task.name}': {reason}", fix="train it first")

@@ -27,7 +27,7 @@ class Experiment:
 
     Attributes:
         name: `method/name` of the folder, or `folder/stem` of a YAML file.
-        folder: Where it lies.
+        path: Its folder, or its YAML file.
         adapter: peft's config, or None for full fine-tuning.
         parameters: Groups of settings, `task` (a name, or a mapping as in a task file) and `seed`.
         where: What an error names as the place of a mistake.
@@ -36,7 +36,7 @@ class Experiment:
     """
 
     name: str
-    folder: Path
+    path: Path
     adapter: dict[str, Any] | None
     parameters: dict[str, Any]
     where: str
@@ -66,12 +66,11 @@ def read(path: str | Path, *, dialect: str | None = None, overrides: Mapping[str
             fix=_similar_folder(place) or "give the path of a folder experiments/<method>/<name>/ or of a YAML file",
         )
     found = replace(found, overrides=dict(overrides or {}))
-    folder = place if place.is_dir() else place.parent
     spoken = dialect or _recognised(found)
     native = find("dialects", spoken, where="--dialect").to_native(found) if spoken else _native(found)
     return Experiment(
         name=name,
-        folder=folder,
+        path=place,
         adapter=native.adapter,
         parameters=dict(native.parameters),
         where=found.where,

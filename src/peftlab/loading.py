@@ -74,11 +74,11 @@ def load(
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
     refuse_model_code(plain["model"], overrides or {}, where)
-    _refuse_escape(groups["save"].output_dir, overrides or {}, where)
+    _refuse_escape(plain["save"].get("output_dir"), overrides or {}, where)
     resolved_task = _with_data(_task(top["task"], where), groups["data"])
     names = {"experiment": experiment.name, "seed": top.get("seed", 0), "notes": experiment.notes}
     names["unready"] = experiment.unready
-    parts = {"folder": str(experiment.folder), "task": resolved_task, "adapter": experiment.adapter}
+    parts = {"folder": str(experiment.path), "task": resolved_task, "adapter": experiment.adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
 

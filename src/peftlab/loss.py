@@ -49,6 +49,18 @@ def from_logits(logits: torch.Tensor, batch: Batch) -> LossSum:
     return LossSum(total=(losses * weights).sum(), count=len(losses), unweighted=total)
 
 
+def as_the_library(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The mean loss that a transformers model computes from these labels, in its own arithmetic.
+
+    A causal model's logits are made float32 first (`ForCausalLMLoss`), a classifier's are not
+    (`ForSequenceClassificationLoss`), so that half precision rounds its loss.
+    """
+    if batch.classes is not None:
+        return functional.cross_entropy(logits, batch.classes)
+    losses, _ = token_losses(logits, batch)
+    return losses.mean()
+
+
 def token_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy of each label token, in float32, in row order; and the mask [rows, positions] of where they lie.
 

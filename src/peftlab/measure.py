@@ -194,9 +194,8 @@ def _processor() -> str:
 
 
 def load_average_shared() -> bool:
-    """Whether other work keeps the machine busy: a one-minute load above its cores."""
-    cores = os.cpu_count() or 1
-    return os.getloadavg()[0] > cores + 0.5
+    """Whether other work keeps the machine busy: a one-minute load above this process's own threads and a half."""
+    return os.getloadavg()[0] > torch.get_num_threads() + 0.5
 
 
 def git_snapshot(folder: Path, *, branch: str = "main", apart: Sequence[Path] = ()) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import logging
 import pickle
 import re
 import struct
@@ -34,6 +35,7 @@ from peftlab.slot import ran_out_of_memory
 from peftlab.spec import ADAPTER_FILE, BOOKKEEPING, RunSpec, method_name
 
 transformers_logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it wherever it is installed
 
 Kind = Literal["causal", "classify"]
 TASK_TYPES: Mapping[str, str] = {"causal": "CAUSAL_LM", "classify": "SEQ_CLS"}
@@ -267,6 +269,12 @@ def cannot_load(what: str, settings: ModelSettings, error: Exception) -> UserErr
 # ------------------------------------------------------------------------------------------------------ adapting
 
 
+def adapter_place(spec: RunSpec) -> str:
+    """Where an error finds the adapter's config: a file of its own, or a part of the experiment's YAML."""
+    place = Path(spec.folder)
+    return f"{place} [adapter]" if place.is_file() else str(place / ADAPTER_FILE)
+
+
 def adapter_config(
     adapter: Mapping[str, Any], kind: Kind, *, max_steps: int, where: str = ADAPTER_FILE
 ) -> tuple[Any, list[str]]:
@@ -340,7 +348,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None, total_steps: in
     if spec.adapter is None:
         model.requires_grad_(True)
     else:
-        where = str(Path(spec.folder) / ADAPTER_FILE)
+        where = adapter_place(spec)
         config, dropped = adapter_config(
             spec.adapter, base.kind, max_steps=total_steps or spec.train.max_steps or UNKNOWN_BUDGET, where=where
         )

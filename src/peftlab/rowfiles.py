@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from peftlab.errors import UserError
 from peftlab.task import Row
@@ -83,7 +83,7 @@ def _row(value: Any, where: str) -> Row:
 # ---------------------------------------------------------------------------------------------------------- CSV
 
 
-def _rows_of_csv(file: IO[bytes], path: Path) -> Iterator[Row]:
+def _rows_of_csv(file: Iterable[bytes], path: Path) -> Iterator[Row]:
     """Rows under the names in the first line (RFC 4180: commas, double quotes); line ends of any system."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(_text_lines(file, path), strict=True)
@@ -104,7 +104,7 @@ def _rows_of_csv(file: IO[bytes], path: Path) -> Iterator[Row]:
         ) from None
 
 
-def _text_lines(file: IO[bytes], path: Path) -> Iterator[str]:
+def _text_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
     """Lines as text; the whole file is UTF-8, with or without its mark, and nothing is guessed."""
     for number, line in enumerate(file, start=1):
         if b"\0" in line:

@@ -93,7 +93,8 @@ def events(spec: RunSpec, store: RunStore, options: Options | None = None) -> Ev
 
 def _led(spec: RunSpec, store: RunStore, options: Options) -> Events:
     """The whole run, as its leading (mostly its only) process sees it."""
-    folder = Path(spec.folder) if spec.folder else Path.cwd()
+    place = Path(spec.folder) if spec.folder else Path.cwd()
+    folder = place.parent if place.is_file() else place
     git = measure.git_snapshot(folder, branch=options.branch, apart=store.places.all())
     handover.check(spec)
     if options.resume_from_checkpoint is not None:
@@ -126,7 +127,9 @@ def _claimed(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: 
             fix="restore the folder, ask with the settings that it was evaluated with, or start again with --rerun",
         )
     if trained is None:
+        started = time.perf_counter()
         preflight.check(spec)
+        slot.part_seconds("setup", time.perf_counter() - started)
     work = _work(spec, store, slot, options, git)
     record = yield from tracking.tracked(work, spec, slot, bases=store.places.main)
     record = slot.complete(record) if slot.finished is not None else slot.finish(record)
@@ -198,10 +201,7 @@ def _train(
     notes = checkpoint.restore(checkpoints, built, stream, state, any_environment=options.any_environment)
     processes.agree(state.step, "the step to go on from")
     notes += _dropped_keys(built)
-    scored = {"all": rows.test, "valid": rows.valid, "none": ()}[spec.train.evaluate]
-    if scored:
-        yield Stage(text="trying the longest evaluation batch")
-        evaluation.rehearse(built, scored, spec, rows.shots)
+    yield from _rehearse(spec, rows, built)
     repeated = sum(row["seconds"] for row in slot.curve() if row["step"] > state.step)
     slot.truncate_curve(state.step)
     slot.drop_validations(state.step)
@@ -239,6 +239,16 @@ def _train(
     _keep(spec, slot, built, state, unknown_peak)
 
 
+def _rehearse(spec: RunSpec, rows: data.Rows, built: models.Built) -> Events:
+    """Try the heaviest batch of every part that will be scored, so that out of memory shows before training does."""
+    whole, during = spec.train.evaluate == "all", spec.train.evaluate != "none" and spec.train.validates
+    parts = [part for part, asked in ((rows.valid, during), (rows.test, whole)) if asked and part]
+    if parts:
+        yield Stage(text="trying the longest evaluation batch")
+    for part in parts:
+        evaluation.rehearse(built, part, spec, rows.shots)
+
+
 def _without_checkpoints(spec: RunSpec) -> list[str]:
     if spec.launch.deepspeed is None:
         return []
@@ -274,9 +284,9 @@ def _save(
     folder = checkpoint.save(
         slot.folder / "checkpoints", built, stream, state, reference, keep=spec.save.save_total_limit
     )
+    _note_peak(slot, unknown_peak)
     seconds = time.perf_counter() - started
     slot.part_seconds("checkpoints", seconds)
-    _note_peak(slot, unknown_peak)
     return Saved(step=state.step, folder=str(folder), seconds=seconds)
 
 

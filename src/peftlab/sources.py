@@ -59,7 +59,7 @@ def read(source: Source, *, first: int | None = None) -> Table:
     if path is not None:
         origin = {"from": "file", "file": path.name, "split": source.split, "content": _content(path)}
         return Table(rows=read_rows(path), origin=origin)
-    return read_mirror(source) or _hub(source, first)
+    return read_mirror(source) or read_hub(source, first)
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -124,13 +124,14 @@ def read_mirror(source: Source) -> Table | None:
     if source.split_name not in splits:
         shown = ", ".join(name + (" (a part)" if name in partial else "") for name in sorted(splits))
         raise UserError(
-            f"the mirror has no split '{source.split_name}' of {_hub_name(source)}; it has: {shown}",
-            fix=f"name one of these in the task (a part is used only when it is named), or unset {MIRROR_VARIABLE}",
+            f"the mirror has no split '{source.split_name}' of {hub_name(source)}; it has: {shown}",
+            fix="name one of these in the task, or for training rows with data.train_split=NAME (a part is used only "
+            f"when it is named), or unset {MIRROR_VARIABLE}",
         )
     held = entry.get("revision")
     if held and source.revision and held != source.revision:
         raise UserError(
-            f"the mirror holds {_hub_name(source)} at revision {held}, the task declares {source.revision}",
+            f"the mirror holds {hub_name(source)} at revision {held}, the task declares {source.revision}",
             fix=f"fetch the declared revision into the mirror, or unset {MIRROR_VARIABLE}",
         )
     path = root / entry["folder"] / splits[source.split_name]
@@ -146,10 +147,10 @@ def read_mirror(source: Source) -> Table | None:
 
 def _mirror_entry(source: Source) -> tuple[dict[str, Any] | None, Path]:
     index, root = _mirror_index()
-    entry = index.get(_hub_name(source))
+    entry = index.get(hub_name(source))
     if entry is not None and not (isinstance(entry, dict) and {"folder", "splits"} <= set(entry)):
         raise UserError(
-            f"{root / MIRROR_INDEX}: the entry '{_hub_name(source)}' lacks 'folder' or 'splits'", fix="mend the entry"
+            f"{root / MIRROR_INDEX}: the entry '{hub_name(source)}' lacks 'folder' or 'splits'", fix="mend the entry"
         )
     return entry, root
 
@@ -169,7 +170,8 @@ def _mirror_index() -> tuple[dict[str, Any], Path]:
     )
 
 
-def _hub_name(source: Source) -> str:
+def hub_name(source: Source) -> str:
+    """The name of a hub data set with its subset, as a mirror's index has it."""
     return f"{source.dataset}:{source.subset}" if source.subset else str(source.dataset)
 
 
@@ -186,8 +188,12 @@ def _declared(source: Source) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- hub
 
 
-def _hub(source: Source, first: int | None = None) -> Table:
-    """The split by the `datasets` library: over the network, or out of its cache when the network is switched off."""
+def read_hub(source: Source, first: int | None = None) -> Table:
+    """The split by the `datasets` library: over the network, or out of its cache when the network is switched off.
+
+    Raises:
+        UserError: The library is not installed, or the split cannot be had.
+    """
     if Path(str(source.dataset)).exists():
         # the library would silently take the folder, whose content no key would name
         raise UserError(
@@ -198,7 +204,7 @@ def _hub(source: Source, first: int | None = None) -> Table:
         import datasets
     except ImportError:
         raise UserError(
-            f"reading {_hub_name(source)} from the hub needs the 'datasets' library",
+            f"reading {hub_name(source)} from the hub needs the 'datasets' library",
             fix=f"pip install 'peftlab[hub]', or set {MIRROR_VARIABLE} to a folder that holds the data",
         ) from None
     try:
@@ -216,17 +222,21 @@ def _hub(source: Source, first: int | None = None) -> Table:
 
 
 def _unreachable(source: Source, error: Exception) -> UserError:
-    name = _hub_name(source)
+    name = hub_name(source)
     fixes = [f"set {MIRROR_VARIABLE} to a folder that holds the data"]
-    switched_off = [variable for variable in OFFLINE_VARIABLES if os.environ.get(variable, "").upper() in _TRUE]
-    if switched_off:
-        fixes.append(f"or unset {' and '.join(switched_off)}")
+    if switched_off():
+        fixes.append(f"or unset {' and '.join(switched_off())}")
     else:
         fixes.append("or check the data set's id, subset, split and revision, the network, and the cache's permissions")
     near = [key for key in _mirror_index()[0] if key.partition(":")[0] == source.dataset]
     if near:
         fixes.append(f"or name a subset that the mirror has: {', '.join(near)}")
     return UserError(f"cannot read {name} (split '{source.split_name}') from the hub: {error}", fix=", ".join(fixes))
+
+
+def switched_off() -> list[str]:
+    """The variables by which the user has switched the network off for the hub's libraries."""
+    return [variable for variable in OFFLINE_VARIABLES if os.environ.get(variable, "").upper() in _TRUE]
 
 
 _TRUE = ("1", "TRUE", "YES", "ON")

@@ -44,7 +44,7 @@ class RunSpec(Settings):
     """One run: what is trained on what, with which seed. Two runs with equal `train_key` are the same run."""
 
     experiment: str = setting(..., "method/name of the folder", key="none")
-    folder: str = setting("", "where the experiment lies", key="none")
+    folder: str = setting("", "where the experiment lies: its folder, or its YAML file", key="none")
     task: Task = setting(...)
     seed: int = setting(0, "drives data order, adapter start, dropout and sampling", ge=0)
     adapter: dict[str, Any] | None = setting(None, "peft's own config; null: full fine-tuning")

@@ -19,6 +19,7 @@ from peftlab import claims
 from peftlab.atomic import mend, safe_name, write_atomic
 from peftlab.claims import Clock, Owner
 from peftlab.errors import UserError, nearest
+from peftlab.folders import YAML_SUFFIXES
 from peftlab.payload import (
     EVALUATIONS,
     PENDING,
@@ -256,6 +257,8 @@ class RunStore:
                 return [self._placed(read_record(file), file)]
         records = self.records()
         name = "/".join(path.resolve().parts[-2:]) if reference and path.is_dir() else reference
+        if path.suffix in YAML_SUFFIXES and path.is_file():
+            name = f"{path.resolve().parent.name}/{path.stem}"
         runs = [record for record in records if _is_of(record, name)]
         prefix = reference if _KEY_PREFIX.fullmatch(reference) else None
         keyed = [record for record in records if record.stem == path.name or (prefix and record.key.startswith(prefix))]

@@ -137,7 +137,7 @@ def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _S
         with _autocast(built, spec):
             outputs = forward(built, batch, labelled=state.own_objective is not False)
             found = loss.from_logits(outputs.logits, batch)
-            own = _own_objective(built, outputs, found, state)
+            own = _own_objective(built, outputs, batch, found, state)
             objective = found.total / max(total_weight, 1e-12)
             if own is not None:
                 objective = objective + own / num_batches
@@ -184,7 +184,9 @@ def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
     return built.model(**inputs)
 
 
-def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State) -> torch.Tensor | None:
+def _own_objective(
+    built: Built, outputs: Any, batch: Batch, found: loss.LossSum, state: State
+) -> torch.Tensor | None:
     """The term that a method adds to the loss: its own function, or what its labelled loss has beyond ours.
 
     Looked for once, on the first batch of step 1; a difference that is not rounding belongs to the method.
@@ -196,7 +198,7 @@ def _own_objective(built: Built, outputs: Any, found: loss.LossSum, state: State
     if state.own_objective is False or found.count == 0:  # without labels the library's mean loss is 0 / 0
         return None
     # The task's own part is already in `found`; what is left of the labelled loss is the method's.
-    ours = found.unweighted / found.count
+    ours = loss.as_the_library(outputs.logits, batch)
     own: torch.Tensor = outputs.loss - ours
     if state.own_objective is None:
         difference, size = abs(float(own.detach())), abs(float(ours.detach()))

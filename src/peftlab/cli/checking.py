@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from peftlab import protocols, references, task
+from peftlab import protocols, references, starts, task
 from peftlab.cli import arguments, catalogue, problem_text, tables, units
 from peftlab.errors import UserError, unknown_name
 from peftlab.folders import PARAMETER_FILES, YAML_SUFFIXES, shared_files
@@ -119,12 +119,22 @@ def _report_task(checked: task.Task, problems: list[UserError]) -> None:
 def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_model: bool) -> None:
     _look_up_grading(problems, spec.task)
     _look_up(problems, "engines", spec.generation.engine, where="generation.engine")
-    lines: dict[str, tables.Cell] = {
-        "run": spec.stem,
-        "method": spec.method,
-        "train key": spec.train_key,
-        "arm": spec.arm,
-    }
+    lines: dict[str, tables.Cell] = {"experiment": spec.experiment, "method": spec.method}
+    try:
+        lines.update(_keys(spec))
+    except references.NotInstalled as error:  # the content of the model's files is part of them
+        lines["keys"] = f"not computable: {error.message} ({error.fix})"
+    if with_model and not problems:
+        lines["parameters"] = _parameters_text(spec)
+    unready = [*spec.unready, *filter(None, [starts.unready(spec.adapter)])]
+    notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in unready)]
+    if notes:
+        lines["note"] = "\n".join(notes)
+    _print(target, lines)
+
+
+def _keys(spec: RunSpec) -> dict[str, tables.Cell]:
+    lines: dict[str, tables.Cell] = {"run": spec.stem, "train key": spec.train_key, "arm": spec.arm}
     for part in ("valid", "test"):
         if getattr(spec.task, part) is not None:
             steps = spec.train.max_steps
@@ -133,12 +143,7 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
                 spec.evaluation_key(part, spec.step_identity(steps or 0)) if known else "once the steps are counted"
             )
             lines[f"{part} key of the base"] = spec.evaluation_key(part, spec.base_identity())
-    if with_model and not problems:
-        lines["parameters"] = _parameters_text(spec)
-    notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in spec.unready)]
-    if notes:
-        lines["note"] = "\n".join(notes)
-    _print(target, lines)
+    return lines
 
 
 def _look_up(problems: list[UserError], kind: str, name: str, *, where: str) -> None:
@@ -165,6 +170,9 @@ def _look_up_peft_type(problems: list[UserError], wanted: str, path: Path) -> No
 def _parameters_text(spec: RunSpec) -> str:
     from peftlab import counting
 
+    start = starts.unready(spec.adapter)
+    if start is not None:
+        return f"not computable: {start}"
     counts = counting.count_parameters(spec)
     if counts.trainable is None or counts.total is None:
         return f"not computable: {counts.reason}"

@@ -36,7 +36,7 @@ Plugins = Annotated[
 Dialect = Annotated[
     str | None,
     typer.Option(
-        "--dialect", metavar="NAME", help="Foreign format that the experiment is written in; by default found out."
+        "--dialect", metavar="NAME", help="Foreign format that the experiment is written in (s0, s1); else found out."
     ),
 ]
 Results = Annotated[str, typer.Option("--results", metavar="DIR", help="Folder of results.")]

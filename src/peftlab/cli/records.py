@@ -13,6 +13,7 @@ from peftlab.cli.running import summary
 from peftlab.errors import UserError
 from peftlab.record import Record
 from peftlab.store import RunStore
+from peftlab.verdicts.columns import flat
 
 _COLUMNS = ("experiment", "task", "seed", "status", "category", "metric", "score", "start", "training", "key")
 _KEY_CHARACTERS = 12
@@ -109,7 +110,7 @@ def show(reference: str, *, folder: str, as_json: bool) -> None:
     lines["begun"] = record.created_at
     if record.error:
         lines["error"] = record.error
-    lines["settings"] = _listed(scores.flat(record.identity))
+    lines["settings"] = _listed(flat(record.identity))
     versions = record.provenance.get("versions") or {}
     lines["made with"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     tables.write_pairs(lines)

@@ -22,7 +22,7 @@ def command(record: Record) -> str:
     """
     folder = str(record.spec.get("folder") or record.experiment)
     words: dict[str, Any] = {"seed": record.seed}
-    if record.task in available():
+    if record.task in available() and not Path(folder).is_file():  # a file may hold a task of its own by that name
         words = {"task": record.task, **words}
     own = _own(folder, words)
     if "task" not in words and (own is None or own.task.name != record.task):

@@ -43,7 +43,9 @@ def run(
     from peftlab import runs, uploading
 
     store, chosen = RunStore(folder), runs.Options(**vars(options))
-    events = uploading.events(spec, store, chosen, bucket=bucket) if bucket else runs.events(spec, store, chosen)
+    events = runs.events(spec, store, chosen)
+    if bucket is not None:
+        events = uploading.events(spec, store, chosen, bucket=bucket)
     if int(os.environ.get("RANK", "0")) > 0:  # of several processes, the leader speaks
         for _ in events:
             pass

@@ -10,6 +10,7 @@ from typing import Any
 
 from peftlab.cli import units
 from peftlab.record import Evaluation, Metric, Record
+from peftlab.verdicts.columns import flat
 
 _ROLES = ("best", "last")
 _PARTS = ("test", "valid")
@@ -51,22 +52,6 @@ def primary(evaluation: Evaluation) -> tuple[str, Metric] | None:
 def text(metric: Metric | None) -> str:
     """The mean with its standard error."""
     return units.score(metric.mean, metric.standard_error) if metric else units.UNKNOWN
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config with dotted keys; lists and empty objects stay whole.
-
-    Example:
-        >>> flat({"optim": {"learning_rate": 0.1}, "seed": 0})
-        {'optim.learning_rate': 0.1, 'seed': 0}
-    """
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            result.update(flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = value
-    return result
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

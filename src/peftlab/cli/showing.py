@@ -1,12 +1,17 @@
-"""`peftlab show`: rows as the model sees them, with the part that the loss is taken on in [[ ]].
+"""`peftlab show`: rows as the model sees them, with the part that the loss is taken on in [[ ]], and their lengths.
 
 Tokenises with the experiment's own tokenizer; a task alone is shown as text. Trains and scores nothing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import os
+import sys
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,75 +19,247 @@ import typer
 
 from peftlab.cli import arguments, tables, units
 from peftlab.errors import UserError
+from peftlab.folders import YAML_SUFFIXES
 from peftlab.loading import bare
+from peftlab.settings import read_yaml
 from peftlab.spec import RunSpec
 
 if TYPE_CHECKING:
+    from peftlab import data
+    from peftlab.lengths import Bin
     from peftlab.tokenise import TokenRow
 
 NUM_ROWS = 3
+PATIENCE_SECONDS, REPEAT_SECONDS = 2.0, 10.0
+"""After how long it is said what takes so long, and how often again."""
+
 _NO_MODEL = "none"
+_BAR_CHARACTERS = 40
 
 
-def show(target: str, settings: Sequence[str], *, dialect: str | None = None) -> None:
-    """Show the first rows of an experiment or a task."""
-    if Path(target).is_dir():
-        _show_experiment(arguments.load_spec(target, arguments.parse(settings), dialect))
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One row as text: what is only read, what is learnt, a class, and whether the end was cut off."""
+
+    item: str
+    masked: str
+    trained: str
+    label: int | float | None = None
+    truncated: bool = False
+
+
+def show(
+    target: str, settings: Sequence[str], *, dialect: str | None = None, every_row: bool = False, as_json: bool = False
+) -> None:
+    """Show the first rows of an experiment or a task, and what all rows come to."""
+    if _is_experiment(target, dialect):
+        spec = arguments.load_spec(target, arguments.parse(settings), dialect)
+        for note in spec.notes:
+            typer.echo(f"note: {note}", err=True)
+        found = _experiment(spec, every_row=every_row)
     elif settings:
         raise UserError(f"{target} is a task; settings go with an experiment", fix="name an experiment folder")
     else:
-        _show_task(bare(_NO_MODEL, task=target))
+        found = _task(bare(_NO_MODEL, task=target))
+    if as_json:
+        tables.write_json(found)
+    else:
+        _draw(found)
 
 
-def _show_task(spec: RunSpec) -> None:
-    from peftlab import data
-
-    rows = data.load(spec)
-    for number, example in enumerate((rows.train or rows.valid or rows.test)[:NUM_ROWS], start=1):
-        _heading(number, example.item)
-        text = " || ".join(example.pair) or example.prompt
-        typer.echo(f"{text}[[{example.target or example.reference}]]")
+def _is_experiment(target: str, dialect: str | None) -> bool:
+    """A folder, or a YAML file with a model in it; a task's YAML has none."""
+    path = Path(target)
+    single = path.suffix in YAML_SUFFIXES and path.is_file()
+    return path.is_dir() or dialect is not None or (single and "model" in read_yaml(path))
 
 
-def _show_experiment(spec: RunSpec) -> None:
-    from peftlab import data, models, tokenise
+# ------------------------------------------------------------------------------------------------- what there is
 
-    rows = data.load(spec)
+
+def _task(spec: RunSpec) -> dict[str, Any]:
+    rows = _read(spec)
+    examples = (rows.train or rows.valid or rows.test)[:NUM_ROWS]
+    shown = [
+        Shown(
+            item=one.item, masked=" || ".join(one.pair) or one.prompt, trained=one.target or str(one.reference)
+        )  # a classification learns its reference
+        for one in examples
+    ]
+    return {"task": spec.task.name, "rows": [asdict(row) for row in shown], **_facts(rows)}
+
+
+def _experiment(spec: RunSpec, *, every_row: bool) -> dict[str, Any]:
+    rows = _read(spec)
     if not rows.train:
         raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
-    tokenizer = models.load_tokenizer(spec.model)
-    token_rows, facts = tokenise.tokenise(
-        rows.train,
-        tokenizer,
-        kind=models.kind_of(spec),
-        max_length=spec.data.max_length,
-        loss_mask=spec.data.loss_mask,
-    )
-    for number, (example, row) in enumerate(zip(rows.train[:NUM_ROWS], token_rows, strict=False), start=1):
-        _heading(number, example.item)
-        typer.echo(marked(tokenizer, row))
-    typer.echo("")
-    lengths = sorted(len(row.ids) for row in token_rows)
-    quantiles = {"median length": _quantile(lengths, 0.5), "95 % are at most": _quantile(lengths, 0.95)}
-    counts = {name.replace("_", " "): _number(value) for name, value in facts.items()}
-    tables.write_pairs({**counts, **quantiles, "limit (data.max_length)": spec.data.max_length})
+    from peftlab import lengths, models
+
+    with patience(lambda: f"loading the tokenizer of {spec.model.id}"):
+        tokenizer = models.load_tokenizer(spec.model)
+    kind, done = models.kind_of(spec), [0]
+    with patience(lambda: f"tokenising: {done[0]} of {len(rows.train)} rows"):
+        found = lengths.tokens(
+            rows.train,
+            tokenizer,
+            spec,
+            kind=kind,
+            at_most=None if every_row else lengths.AT_MOST,
+            tell=lambda count: done.__setitem__(0, count),
+        )
+        padding = lengths.padding(found.rows, spec.batch, seed=spec.seed, num_processes=spec.launch.num_processes)
+    return {
+        "experiment": spec.experiment,
+        "task": spec.task.name,
+        "model": spec.model.id,
+        "rows": [asdict(as_text(tokenizer, row)) for row in found.rows[:NUM_ROWS]],
+        "lengths": lengths.summary(found),
+        "limit": spec.data.max_length,
+        "loss_mask": spec.data.loss_mask,
+        "histogram": [asdict(one) for one in lengths.histogram(found.lengths)],
+        "batch_size": spec.batch.per_device_train_batch_size,
+        "order": spec.batch.order,
+        "padding": dict(padding),
+        **_facts(rows),
+    }
 
 
-def _number(value: Any) -> str:
-    return units.number(value) if isinstance(value, float) else str(value)
+def _read(spec: RunSpec) -> data.Rows:
+    with patience(lambda: f"reading the rows of {spec.task.name}"):
+        from peftlab import data
+
+        return data.load(spec)
 
 
-def marked(tokenizer: Any, row: TokenRow) -> str:
-    """A row's text with what the loss is taken on in [[ ]], and where it was cut off."""
+def _facts(rows: data.Rows) -> dict[str, Any]:
+    parts = {name: part["rows"] for name, part in rows.facts["parts"].items()}
+    return {"parts": parts, "partial": list(rows.facts["partial"]), "overlap": dict(rows.facts["overlap"])}
+
+
+def as_text(tokenizer: Any, row: TokenRow) -> Shown:
+    """A row's tokens as text, divided where the loss begins."""
     masked, trained = row.ids[: row.labels_from], row.ids[row.labels_from :]
-    end = f"[[{tokenizer.decode(trained)}]]" if trained else ""
+    return Shown(
+        item=row.item,
+        masked=tokenizer.decode(masked),
+        trained=tokenizer.decode(trained) if trained else "",
+        label=row.label,
+        truncated=row.truncated,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- drawing
+
+
+def _draw(found: Mapping[str, Any]) -> None:
+    for number, row in enumerate(found["rows"], start=1):
+        typer.echo(f"{'' if number == 1 else chr(10)}--- row {number} ({row['item'][:12]})")
+        typer.echo(marked(Shown(**row), colours=_colours()))
+    typer.echo("")
+    if "histogram" in found:
+        from peftlab.lengths import Bin
+
+        for line in bars([Bin(**one) for one in found["histogram"]], limit=found["limit"]):
+            typer.echo(line)
+        typer.echo("")
+    tables.write_pairs(_pairs(found))
+
+
+def marked(row: Shown, *, colours: bool) -> str:
+    """A row's text with what the loss is taken on in [[ ]], and where it was cut off."""
     label = f"[[label {row.label}]]" if row.label is not None else ""
-    return f"{tokenizer.decode(masked)}{end}{label}{' (cut off here)' if row.truncated else ''}"
+    trained = (f"[[{_visible(row.trained)}]]" if row.trained else "") + label
+    if colours:
+        trained = typer.style(trained, fg="green", bold=True)
+    return f"{_visible(row.masked)}{trained}{' (cut off here)' if row.truncated else ''}"
 
 
-def _quantile(ordered: Sequence[int], share: float) -> int:
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+def bars(found: Sequence[Bin], *, limit: int) -> list[str]:
+    """A histogram as text, one line a bin; the bin that the limit falls into says so."""
+    most, total = max(one.rows for one in found), sum(one.rows for one in found)
+    wide = len(str(found[-1].high))
+    lines = ["tokens per row, before anything is cut off"]
+    for one in found:
+        bar = "#" * -(-one.rows * _BAR_CHARACTERS // most)
+        here = "  <- data.max_length" if one.low <= limit <= one.high else ""
+        share = units.share(one.rows, total)
+        lines.append(f"{one.low:>{wide}} to {one.high:>{wide}}  {bar:<{_BAR_CHARACTERS}}  {one.rows} ({share}){here}")
+    return lines
 
 
-def _heading(number: int, item: str) -> None:
-    typer.echo(f"{'' if number == 1 else chr(10)}--- row {number} ({item[:12]})")
+def _pairs(found: Mapping[str, Any]) -> dict[str, tables.Cell]:
+    parts = ", ".join(f"{count} {name}" for name, count in found["parts"].items())
+    pairs: dict[str, tables.Cell] = {"rows": parts + (", part of the data" if found["partial"] else "")}
+    if "lengths" in found:
+        pairs.update(_length_pairs(found, found["lengths"]))
+    overlap = found["overlap"]
+    pairs["test rows in training"] = _overlap_text(overlap, found["parts"].get("test", 0))
+    if "valid" in found["parts"]:
+        pairs["validation rows in training"] = _overlap_text(overlap["valid"], found["parts"]["valid"])
+    return pairs
+
+
+def _length_pairs(found: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, tables.Cell]:
+    pairs: dict[str, tables.Cell] = {}
+    if of["rows"] < of["available"]:
+        pairs["looked at"] = f"{of['rows']} of {of['available']} training rows, evenly spaced; --all takes every row"
+    pairs["tokens per row"] = (
+        f"{of['shortest']} to {of['longest']}, mean {units.number(of['mean'])}, median {of['median']}, "
+        f"95 % at most {of['p95']}, 99 % at most {of['p99']}"
+    )
+    cut = f"{of['truncated']} of {of['rows']} rows ({units.share(of['truncated'], of['rows'])})"
+    pairs["cut off"] = f"{cut} at data.max_length={found['limit']}"
+    if of["label_tokens"] is None:
+        pairs["loss on"] = "the label of each row"
+    else:
+        share = units.share(of["label_tokens"], of["tokens"])
+        pairs["loss on"] = (
+            f"{of['label_tokens']} of {of['tokens']} tokens ({share}), data.loss_mask={found['loss_mask']}"
+        )
+        if of["rows_without_labels"]:
+            pairs["without loss"] = f"{of['rows_without_labels']} rows: nothing of their target is within the limit"
+    orders = ", ".join(
+        f"{order}{' (as declared)' if order == found['order'] else ''} {units.share(share, 1)}"
+        for order, share in found["padding"].items()
+    )
+    pairs["padding"] = f"{orders}; {found['batch_size']} rows a batch"
+    return pairs
+
+
+def _overlap_text(shares: Mapping[str, Any], count: int) -> str:
+    if shares["exact"] is None:
+        return f"not known: {shares['reason']}"
+    exact, runs = shares["exact_items"], shares["ngram13_items"]
+    return (
+        f"{exact} of {count} ({units.share(exact, count)}) by their whole text, "
+        f"{runs} ({units.share(runs, count)}) by 13 words in a row"
+    )
+
+
+def _visible(text: str) -> str:
+    """Text whose control characters cannot steer a terminal."""
+    return "".join(sign if sign in "\n\t" or unicodedata.category(sign) != "Cc" else ascii(sign)[1:-1] for sign in text)
+
+
+def _colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def patience(text: Callable[[], str], *, after: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Say on stderr what is going on, when the block takes longer than some seconds."""
+    done = threading.Event()
+
+    def speak() -> None:
+        wait = after
+        while not done.wait(wait):
+            print(text(), file=sys.stderr, flush=True)
+            wait = REPEAT_SECONDS
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        speaker.join()

@@ -178,22 +178,50 @@ def new(
 def show(
     target: Annotated[str, typer.Argument(metavar="EXPERIMENT|TASK", help="An experiment folder or a task.")],
     settings: Settings = None,
+    all_rows: Annotated[bool, typer.Option("--all", help="Tokenise every training row, however many.")] = False,
+    json: Json = False,
     dialect: Dialect = None,
     plugins: Plugins = None,
 ) -> None:
-    """Show three rows as the model sees them: what is trained on, what is masked, what is cut off.
+    """Show three rows as the model sees them, and what all of them come to: lengths, cuts, padding, overlap.
 
     \b
     Examples:
       peftlab show experiments/lora/smollm2-135m-r16 task=gsm8k
-      peftlab show experiments/lora/smollm2-135m-r16 data.max_length=128
-      peftlab show gsm8k
+      peftlab show experiments/lora/smollm2-135m-r16 data.max_length=128 batch.order=shuffled
+      peftlab show gsm8k --json
 
-    Text that the loss is taken on stands in [[ ]]. Writes nothing.
+    Text that the loss is taken on stands in [[ ]]. Of more than 20 000 training rows, so many are looked at, evenly
+    spaced. A task alone is shown as text. Writes nothing.
     """
     from peftlab.cli import showing
 
-    showing.show(target, settings or [], dialect=dialect)
+    showing.show(target, settings or [], dialect=dialect, every_row=all_rows, as_json=json)
+
+
+@app.command(short_help="Fill a mirror folder for machines without a network.")
+def fetch(
+    tasks: Annotated[
+        list[str], typer.Argument(metavar="TASK", help="Tasks, by name or file, and texts such as wikitext2.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="FOLDER", help="The mirror; made when it is not there.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Download again what is there; replace another revision.")
+    ] = False,
+) -> None:
+    """Download the data sets of tasks into a mirror folder, which PEFTLAB_MIRROR names on a machine without a network.
+
+    \b
+    Examples:
+      peftlab fetch gsm8k mrpc wikitext2 --to mirror
+      peftlab fetch ./my_task.yaml --to mirror --force
+
+    Writes <FOLDER>/mirror.json and one compressed file a split, at the revision that the task pins. What is there is
+    not downloaded again. A split is listed only when it is whole, so a fetch can be stopped and repeated.
+    """
+    from peftlab.cli import fetching
+
+    fetching.run(tasks, to=to, force=force)
 
 
 @app.command(short_help="Say which differences between runs are real.")

@@ -97,7 +97,7 @@ def import_result(result: Mapping[str, Any], where: str) -> dict[str, Any]:
     if peft_config is not None:
         run.section("peft_config").text("peft_type")
     rows = _metrics(train)
-    key, status = digest(result), _status(run, train)
+    key, status = digest(result), own.text("status", None) or _status(run, train)
     test, validations = _test(train, rows, status, own), _validations(rows)
     told = {"task": own.text("task", TASK), "grader": {"name": "numeric", "modes": ["s0"], "version": None}}
     told |= {"key": key, "settings": _settings(config), "metric": test["metric"]}

@@ -85,7 +85,7 @@ def result_path(result: Mapping[str, Any]) -> str:
 def _run_info(run: Run, unknown: dict[str, str]) -> dict[str, Any]:
     return {
         "created_at": run.record["created_at"],
-        "total_time": sum(run.seconds.values()),
+        "total_time": sum(seconds for name, seconds in run.seconds.items() if name != "start"),
         "experiment_name": run.record["experiment"],
         "peft_branch": run.git.get("branch") or "unknown",
         "peft_worktree_is_dirty": _dirty(run, unknown),
@@ -105,7 +105,7 @@ def _train_info(run: Run, unknown: dict[str, str]) -> dict[str, Any]:
         "accelerator_memory_reserved_avg": round(run.memory["average"] - level),
         "accelerator_memory_max": round(run.memory["maximum"] - level),
         "accelerator_memory_reserved_99th": round(run.memory["percentile_99"] - level),
-        "train_time": sum(seconds for name, seconds in run.seconds.items() if name != "validation"),
+        "train_time": sum(seconds for name, seconds in run.seconds.items() if name not in ("start", "validation")),
         "file_size": run.needed("file_size", size) if run.finished else size,
         "num_trainable_params": run.needed("num_trainable_params", run.counts.get("trainable")),
         "num_total_params": run.needed("num_total_params", run.counts.get("total")),

@@ -54,6 +54,8 @@ OPTIMIZERS = {
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 METRICS = {"accuracy": "acc", "mcc": "matthews_correlation", "matthews": "matthews_correlation"}
+UNMEASURED = ("matthews_correlation",)
+
 GRADED = ("gsm8k", "metamath", "math")
 """Words in a task's name by which its answers are known to be numbers."""
 
@@ -129,11 +131,20 @@ def to_native(found: Foreign) -> Native:
     idle = [key for key in IDLE if key in reading.given]
     if idle:
         reading.notes.append(f"without effect here: {', '.join(idle)}")
-    unready: tuple[str, ...] = ()
-    if file.dataset.name.lower() in CONVERSATIONS:
-        unready = (f"the rows of {file.dataset.name} are conversations of several turns",)
     parameters = {"task": task, "seed": file.training.seed, **groups}
+    unready = _unready(reading, groups["train"])
     return Native(parameters=parameters, adapter=adapter, notes=tuple(reading.notes), unready=unready)
+
+
+def _unready(reading: Reading, train: Mapping[str, Any]) -> tuple[str, ...]:
+    """What can be read and checked, but not be run yet."""
+    found = []
+    name = reading.file.dataset.name
+    if name.lower() in CONVERSATIONS:
+        found.append(f"the rows of {name} are conversations of several turns")
+    if train.get("metric_for_best_model") in UNMEASURED and "train.metric_for_best_model" not in reading.overrides:
+        found.append(f"{train['metric_for_best_model']} is not measured (train.metric_for_best_model=acc is)")
+    return tuple(found)
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

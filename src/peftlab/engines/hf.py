@@ -72,7 +72,17 @@ def _completion(built: Any, prompt: Prompt, ids: list[int], stop: Sequence[str])
     cuts = [text.find(string) for string in stop if string in text]
     if cuts:
         text, finish = text[: min(cuts)], "stop"
+        kept = _through(built, kept, stop)
     return Completion(text=text, token_ids=tuple(kept), finish=finish, num_tokens=len(kept))
+
+
+def _through(built: Any, ids: list[int], stop: Sequence[str]) -> list[int]:
+    """The tokens up to the one that completes a stop string; what follows is padding up to the batch's longest row."""
+    for count in range(1, len(ids) + 1):
+        text = built.tokenizer.decode(ids[:count], skip_special_tokens=True)
+        if any(string in text for string in stop):
+            return ids[:count]
+    return ids
 
 
 PLUGIN = Engine(open=_open)

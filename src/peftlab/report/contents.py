@@ -299,6 +299,8 @@ def _over_seeds(column: Column, values: Sequence[Any]) -> Any:
 def _why(column: Column, records: Sequence[Record]) -> str:
     if column.name == "base_score":
         return next((one.before_reason for one in records if one.before_reason), "the starting model was not scored")
+    if column.name in _COUNTS:
+        return columns.NOT_RECORDED
     if column.name not in BY_NAME:
         return "not scored with this metric"
     first = next((one for one in records if BY_NAME[column.name].pick(one) is None), records[0])

@@ -13,7 +13,6 @@ from typing import Any
 from peftlab.errors import UserError
 from peftlab.protocols import Tracked, Tracker, TrackerSession
 
-_OFFLINE = ("offline", "dryrun", "disabled")
 _INIT_SECONDS, _FINISH_SECONDS = 30, 60
 """How long a server that does not answer may hold a run up, at its start and at its end."""
 _MAX_TAG_CHARACTERS = 64
@@ -26,6 +25,13 @@ def _check() -> None:
         importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError:
         raise UserError("track.report_to: 'wandb' is not installed", fix="pip install 'peftlab[wandb]'") from None
+    wandb = _imported()
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+        # asked now: `init` would wait for somebody to type a key
+        raise UserError(
+            "track.report_to: wandb has no API key here",
+            fix="wandb login, or set WANDB_MODE=offline to keep files for a later `wandb sync`",
+        )
 
 
 def _imported() -> Any:
@@ -37,7 +43,7 @@ def _imported() -> Any:
 
 def _open(run: Tracked) -> TrackerSession:
     wandb = _imported()
-    online = os.environ.get("WANDB_MODE", "online") not in _OFFLINE
+    online = wandb.setup().settings.mode == "online"
     run.folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         console="off",

@@ -314,7 +314,7 @@ def _base_label(evaluation: Evaluation, otherwise: str) -> str:
     declared = model.get("id") if model.get("id") != LOCAL_FOLDER else otherwise
     written = evaluation.settings.get("model_id") or declared or otherwise or "bare model"
     name = str(written).rstrip("/").rsplit("/", 1)[-1]
-    if model.get("content"):  # of two local models of one name, the digest tells which
+    if model.get("id") == LOCAL_FOLDER and model.get("content"):  # of two folders of one name, the content tells which
         name = f"{name} {model['content'][:6]}"
     parts = [name, str(model.get("dtype", "float32"))]
     if generation.get("few_shot") is not None:

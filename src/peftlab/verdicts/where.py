@@ -175,11 +175,13 @@ class _Parser:
         raise self._refused(inner, f"{_called(inner)} is not allowed: a comparison begins with the name of a column")
 
     def _literal(self, node: ast.expr) -> Value:
-        signed = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd)
-        if signed and isinstance(node.operand, ast.Constant):
+        if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
             number = self._literal(node.operand)
             if isinstance(number, int | float) and not isinstance(number, bool):
-                return -number if isinstance(node.op, ast.USub) else number
+                if isinstance(node.op, ast.USub):
+                    return -number
+                if isinstance(node.op, ast.UAdd):
+                    return number
         elif isinstance(node, ast.Constant) and isinstance(node.value, str | int | float | bool | None):
             return node.value
         elif isinstance(node, ast.Name):

@@ -95,14 +95,14 @@
       if (!metrics.includes(metric)) metric = metrics.includes(state.sheet?.metric) ? state.sheet.metric : metrics[0] ?? null;
       const place = make("div", {});
       const plots = () => {
-        const whole = Math.max(300, Math.min(1280, body.clientWidth || 640)), width = whole > 860 ? Math.floor(whole / 2) - 10 : whole;
+        const whole = Math.max(300, Math.min(1280, body.clientWidth || 640)), width = whole > 860 && metric !== null ? Math.floor(whole / 2) - 10 : whole;
         const charts = [chart(`training loss${logLoss ? " (logarithmic)" : ""}`, lines((run) => run.loss), width, logLoss, false)];
         if (metric !== null) charts.push(chart(`${metric} on the validation rows`, lines((run) => run.validation[metric]), width, false, true));
         place.replaceChildren(make("div", { class: "pair" }, ...charts), legend());
       };
       const controls = make("div", { class: "controls" }, tick("logarithmic loss", logLoss, (on) => { logLoss = on; plots(); }));
       if (metrics.length > 1) controls.append(menu("validation", metrics.map((one) => [one, one]), metric, (one) => { metric = one; plots(); }));
-      const runs = make("details", { open: numbers.length <= 12 }, make("summary", {}, `which runs: ${picked.size} of ${numbers.length}`), picker(() => { runs.querySelector("summary").textContent = `which runs: ${picked.size} of ${numbers.length}`; plots(); }));
+      const runs = make("details", { open: numbers.length <= 12 }, make("summary", {}, `choose runs (${picked.size} drawn)`), picker(() => { runs.querySelector("summary").textContent = `choose runs (${picked.size} drawn)`; plots(); }));
       body.replaceChildren(controls, place, runs);
       plots();
     },

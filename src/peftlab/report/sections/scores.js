@@ -6,6 +6,13 @@
   const sort = { name: null, descending: true };
   let open = false;
 
+  /** The columns to draw, each with its number; on a narrow screen the scores come right after the names. */
+  function drawn(sheet) {
+    const columns = sheet.columns.map((column, index) => [column, index]).filter(([column]) => column.name === "experiment" || isShown(column));
+    const rank = ([column]) => (column.name === "experiment" ? 0 : column.name === "score" ? 1 : 2);
+    return window.innerWidth < 600 ? columns.sort((first, second) => rank(first) - rank(second)) : columns;
+  }
+
   const isShown = (column) => chosen.get(column.name) ?? column.shown;
 
   function cell(row, column, index) {
@@ -119,12 +126,11 @@
       const count = page.rows().filter((row) => row.kind === "arm").length;
       const text = `${sheet.task}, ${sheet.part} rows, ${sheet.metric} (${better}), with its 95 % interval: ${plural(count, "arm")}. `
         + "Costs are means over the seeds. The numbers are those of peftlab compare.";
-      const columns = sheet.columns.map((column, index) => [column, index]).filter(([column]) => column.name === "experiment" || isShown(column));
       const baselines = Object.entries(sheet.baselines).map(([name, value]) => `${name}: ${format("score", value)}`);
       body.replaceChildren(
         make("p", {}, text),
         chooser(() => this.draw(body)),
-        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores and costs" }, table(columns)),
+        make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Scores and costs" }, table(drawn(sheet))),
         ...(baselines.length ? [make("p", { class: "quiet" }, baselines.join("; "))] : []),
       );
     },

@@ -20,7 +20,7 @@ from peftlab.sources import Table
 from peftlab.task import Source, load
 
 PINNED, OTHER = "a" * 40, "b" * 40
-SPLITS = {
+SPLITS: dict[str, list[dict[str, Any]]] = {
     "train": [{"question": f"{number} + 1", "answer": str(number + 1), "tags": ["sum", None]} for number in range(7)],
     "test": [{"question": "2 + 2 = \u00e9?", "answer": "4", "tags": []}],
 }
@@ -224,7 +224,7 @@ def test_a_fetch_that_is_stopped_lists_no_half_split(hub: Hub, monkeypatch: pyte
     assert sorted(before["org/sums:easy"]["splits"]) == ["test"]
     with monkeypatch.context() as patch:
         if stop == "write":
-            hub.splits["train"] = [*SPLITS["train"][:3], Interrupting()]  # type: ignore[list-item]
+            hub.splits["train"] = [*SPLITS["train"][:3], Interrupting()]
         else:
             patch.setattr(fetching, "write_atomic", _interrupt)
         with pytest.raises(KeyboardInterrupt):

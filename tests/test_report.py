@@ -24,6 +24,7 @@ from peftlab.record import dumps, loads
 from peftlab.report import contents, page
 from peftlab.report.contents import Page, Row, Sheet
 from peftlab.verdicts.arms import BareModel
+from test_s0_results import a_new_file
 from verdict_material import Lab
 
 HERE = Path(package.__file__).parent
@@ -363,6 +364,23 @@ def test_report_takes_a_filter_and_a_metric(place: Path, capsys: pytest.CaptureF
     found = Reader(Path("report.html").read_text()).data
     assert [run.experiment for run in found.runs] == ["ia3/second"]
     assert found.where == "method == 'ia3'"
+
+
+def test_imported_results_are_unpaired(place: Path) -> None:
+    """Through the importer itself: what its records know is shown, the rest says why not."""
+    Path("theirs.json").write_text(json.dumps(a_new_file()))
+    assert main(["results", "import", "--format", "s0", "theirs.json"]) == 0
+    assert main(["report"]) == 0
+    (sheet,) = Reader(Path("report.html").read_text()).data.sheets
+    (row,) = sheet.rows
+    found = cells(sheet, row)
+    assert row.unpaired == "no outcomes per item were stored"
+    theirs = a_new_file()
+    last = theirs["train_info"]["metrics"][-1]
+    assert (found["score"], found["train_loss"]) == (last["test accuracy"], last["train loss"])
+    assert found["total_seconds"] == pytest.approx(theirs["run_info"]["total_time"])
+    assert found["memory_max"] == theirs["train_info"]["accelerator_memory_max"]
+    assert row.unknown["base_score"] == "the benchmark does not score the starting model"
 
 
 def test_report_loads_no_torch(place: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +155,40 @@ def test_filter_and_columns_and_curves(window: browser.Browser, shown: Page) -> 
     window.run("document.querySelectorAll('#curves .picker input:not(:checked)')[0].click()")
     assert window.run(lines) == 7
     assert window.run("document.querySelectorAll('#curves .legend li').length") == 7
+
+
+def test_saves_what_is_shown_as_csv(window: browser.Browser, shown: Page) -> None:
+    window.run("URL.createObjectURL = (blob) => { window.saved = blob.text(); return '#'; }")
+    sort_by(window, "train_seconds")
+    window.run(
+        "[...document.querySelectorAll('#scores button')].find((one) => one.textContent === 'save as CSV').click()"
+    )
+    lines = list(csv.DictReader(io.StringIO(window.run("window.saved"), newline="")))
+    assert [line["experiment"] for line in lines] == window.run(COLUMN % 0)
+    arms = {arm["experiment"]: arm for arm in (cells(shown.sheets[0], row) for row in shown.sheets[0].rows)}
+    for line in lines:
+        assert float(line["score"]) == arms[line["experiment"]]["score"]
+        assert (line["memory_max"] == "") is (arms[line["experiment"]]["memory_max"] is None)
+
+
+def test_tasks_and_models_can_be_chosen(window: browser.Browser, tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "lab")
+    for name, model in (("lora/a", "org/tiny"), ("lora/b", "org/other"), ("lora/-2", "org/other")):
+        scored = [
+            lab.evaluation(f"{name}-{task}", "last", lab.outcomes(skill), task=task)
+            for task, skill in (("gsm8k", 0.5), ("other", 0.3))
+        ]
+        lab.run(name, 0, None, evaluations=tuple(scored), spec={"model": {"id": model}})
+    (tmp_path / "page.html").write_text(page.render(made(lab)))
+    window.open(tmp_path / "page.html")
+    assert "2 tasks, 6 arms, 3 runs" in window.run("document.getElementById('summary').textContent")
+    assert len(window.run(COLUMN % 0)) == 3
+    change = "(() => {{ const menu = document.querySelectorAll('#choice select')[{}]; menu.value = '{}'; {} }})()"
+    event = "menu.dispatchEvent(new Event('change'));"
+    window.run(change.format(0, "1", event))
+    assert "other, test rows" in window.run("document.querySelector('#scores p').textContent")
+    window.run(change.format(1, "org/tiny", event))
+    assert window.run(COLUMN % 0) == ["lora/a"]
 
 
 @pytest.mark.parametrize("width", [400, 1280])

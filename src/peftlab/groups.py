@@ -158,6 +158,12 @@ class TrackSettings(Settings):
     project: str = setting("peftlab", "name that runs are grouped under", key="none")
     log_samples: int = setting(0, "generated samples shown at each evaluation", key="none", ge=0)
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        """One name is a list of one, as on a command line."""
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
 
 class GenerationSettings(Settings):
     """How answers are generated."""

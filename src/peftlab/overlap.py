@@ -52,6 +52,7 @@ def _found(
     others: Iterable[Text], runs: dict[str, list[int]], wholes: dict[str, list[int]], missing: list[int], size: int
 ) -> set[int]:
     found: set[int] = set()
+    ends = {(words[0], words[-1]) for words in map(str.split, runs)}  # far cheaper to look up than whole runs
     for other in others:
         short: dict[int, int] = {}
         for words in {column: _words(column) for column in other}.values():
@@ -59,9 +60,9 @@ def _found(
                 for position in wholes.get(" ".join(words), ()):
                     short[position] = short.get(position, 0) + 1
                 continue
-            for run in _runs(words, size):
-                if run in runs:
-                    found.update(runs.pop(run))
+            for start, pair in enumerate(zip(words, words[size - 1 :], strict=False)):
+                if pair in ends:
+                    found.update(runs.pop(" ".join(words[start : start + size]), ()))
         found.update(position for position, count in short.items() if count == missing[position])
     return found
 

@@ -208,7 +208,8 @@ def _train(
     slot.put(rows=dict(rows.facts), fingerprints=dict(rows.fingerprints), partial=rows.partial, git=dict(git))
     environment = {**measure.environment(), "num_processes": processes.world().size}
     slot.put(tokens=dict(ready.facts), model=dict(built.facts), counts=_counts(built), environment=environment)
-    slot.put(memory_before_model=level, adapter_config=measure.plain_config(built.adapter))
+    config = slot.get("adapter_config") or measure.plain_config(built.adapter)  # a method may change it as it trains
+    slot.put(memory_before_model=level, adapter_config=config)
     slot.part_seconds("setup", time.perf_counter() - started)
     if repeated:
         slot.part_seconds("repeated", repeated)

@@ -30,7 +30,7 @@ def _open(run: Tracked) -> TrackerSession:
     from torch.utils.tensorboard.summary import hparams
 
     purge = None if run.step is None else run.step + 1
-    writer: Any = SummaryWriter(str(run.folder), purge_step=purge, flush_secs=_FLUSH_SECONDS)  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(run.folder), purge_step=purge, flush_secs=_FLUSH_SECONDS)
     last = run.step or 0
     experiment, session, _ = hparams(dict(run.config), dict.fromkeys(run.results, 0.0))  # type: ignore[no-untyped-call]
     writer.file_writer.add_summary(experiment)

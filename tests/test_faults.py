@@ -122,7 +122,8 @@ def test_out_of_memory(
         stops(error, patched, module, name, 1)
         text = place.says("run", folder, code=2)
     assert "error: out of memory" in text and says in text
-    assert "fix: lower batch.per_device_train_batch_size" in text and "data.max_length" in text
+    assert "fix: to need less memory" in text and "data.max_length lower (now 64)" in text
+    assert "batch.per_device_train_batch_size=2 batch.gradient_accumulation_steps=2 (now 4 and 1)" in text
     assert unfinished(place)["status"] == "out_of_memory"
     recovers(place, folder)
 

@@ -236,6 +236,17 @@ def test_a_fetch_that_is_stopped_lists_no_half_split(hub: Hub, monkeypatch: pyte
     assert sorted(index()["org/sums:easy"]["splits"]) == ["test", "train"]
 
 
+def test_a_forced_fetch_that_is_stopped_leaves_the_old_rows(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched(task())
+    hub.splits["train"] = [{"question": "new", "answer": "1"}, Interrupting()]
+    with pytest.raises(KeyboardInterrupt):
+        fetched(task(), force=True)
+    monkeypatch.setenv(sources.MIRROR_VARIABLE, "mirror")
+    source = load("./sums.yaml").train
+    assert source is not None
+    assert list(sources.read(source).rows) == SPLITS["train"]
+
+
 class Interrupting(dict[str, Any]):
     """A row at which somebody presses Ctrl-C."""
 

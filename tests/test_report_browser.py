@@ -247,7 +247,7 @@ def test_a_thousand_runs(window: browser.Browser, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     started = time.perf_counter()
     assert main(["report", str(results), "-o", str(target)]) == 0
-    assert time.perf_counter() - started < 30
+    assert time.perf_counter() - started < 60
     assert target.stat().st_size < 5_000_000
     window.open(target)
     assert window.run("document.querySelectorAll('#scores tbody tr').length") == 1001

@@ -351,6 +351,29 @@ def test_parameters_come_back_as_s0_wrote_them(tmp_path: Path, changes: dict[str
     assert {**found, "generation_kwargs": None} == {**flat, "generation_kwargs": None}
 
 
+def test_an_s0_folder_goes_in_and_an_s0_result_comes_out(tmp_path: Path) -> None:
+    flat = {
+        **FLAT,
+        **{"model_id": str(toy.save_model(tmp_path / "model")), "dtype": "float32", "max_seq_length": 64},
+        **{"max_steps": 4, "eval_steps": 2, "batch_size_eval": 4, "query_template": "Sum: {query} ="},
+        **{"generation_kwargs": {"max_length": 60, "max_new_tokens": 5}, "seed": 5},
+    }
+    folder = tmp_path / "experiments" / "lora" / "flat"
+    folder.mkdir(parents=True)
+    task = str(toy.write_task(tmp_path / "task"))
+    (folder / "training_params.json").write_text(json.dumps({**flat, "task": task}))
+    (folder / "adapter_config.json").write_text(json.dumps(toy.LORA))
+    store = RunStore(tmp_path / "results")
+    record = pl.run(pl.load(folder), store)
+    (written,) = exchange.export(store, [record.key], dialect="s0", folder=tmp_path / "out")
+    assert written.path is not None
+    result = json.loads(written.path.read_text())
+    assert result["run_info"]["train_config"] == flat
+    assert [row["step"] for row in result["train_info"]["metrics"]] == [2, 4, 4]
+    told = result["meta_info"]["peftlab_info"]
+    assert not {"batch.order", "data.loss_mask", "generation.limits", "batch.eval_order"} & set(told["not_in_s0"])
+
+
 def _put(plain: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split("/")
     for part in parents:

@@ -81,7 +81,8 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trackers")
-    toy.write_experiment(root, train={"eval_steps": 3, "max_steps": 6})
+    task = toy.write_task(root / "few", train=24, test=4)
+    toy.write_experiment(root, task=task, train={"eval_steps": 3, "max_steps": 6})
     return root
 
 

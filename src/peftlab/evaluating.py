@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab import data, loading, models, preflight, references, scoring
+from peftlab import data, loading, models, preflight, references, room, scoring
 from peftlab.assembly import assemble
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
@@ -106,7 +106,8 @@ def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
         yield Evaluated(evaluation=found, reused=True)
         return
     yield Stage(text=f"reading the rows of {spec.task.name}")
-    yield from scoring.score_start(spec, store, data.load(spec), wanted)
+    with room.advised(spec, trains=False):
+        yield from scoring.score_start(spec, store, data.load(spec), wanted)
 
 
 def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore, checkpoint: str | None) -> Events:
@@ -132,9 +133,10 @@ def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore
             else:
                 data.refuse_overlap(spec, rows, own)
             start = [one for one in absent if one.step is None]
-            yield from scoring.score_start(spec, store, rows, start, run=slot)
             asked = [one for one in absent if one.step is not None]
-            yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
+            with room.advised(spec, trains=False):
+                yield from scoring.score_start(spec, store, rows, start, run=slot)
+                yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
         completed = assemble(_as_asked(own, spec, checkpoint), slot, store, extra=[(spec, one) for one in wanted])
         slot.complete(completed)
         yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)

@@ -84,11 +84,13 @@ def events(spec: RunSpec, store: RunStore, options: Options | None = None) -> Ev
     if not processes.join(spec.launch.num_processes).leads:
         yield from following.follow(spec)
         return
+    ended = False
     try:
         yield from _led(spec, store, options)
-    except BaseException:
-        processes.leave()  # the others wait for this one: now they are told
-        raise
+        ended = True
+    finally:
+        if not ended:
+            processes.leave()  # the others wait for this one: now they are told
 
 
 def _led(spec: RunSpec, store: RunStore, options: Options) -> Events:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from peftlab import claims
+from peftlab import claims, room
 from peftlab.atomic import mend, safe_name, write_atomic
 from peftlab.claims import Clock, Owner
 from peftlab.errors import UserError, nearest
@@ -95,7 +95,8 @@ class RunStore:
         with claims.held(self._locks, spec.train_key, stem=stem, clock=clock):
             slot = self._open(spec, category, rerun=rerun, now=clock())
             try:
-                yield slot
+                with room.advised(spec, trains=True):
+                    yield slot
             except BaseException as error:
                 try:
                     slot.end(error)

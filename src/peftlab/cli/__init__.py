@@ -58,16 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _machine_is_full(error: BaseException) -> UserError | None:
     """Out of memory or disk is the user's to mend; the run is recorded so, and the same command goes on from there."""
+    from peftlab import room
     from peftlab.errors import UserError
     from peftlab.slot import ran_out_of_memory
 
-    also = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    advice = room.advice_on(error)
+    also = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note != advice)
     if ran_out_of_memory(error):
-        lower = "batch.per_device_train_batch_size (with more batch.gradient_accumulation_steps), data.max_length or "
-        fix = f"lower {lower}batch.per_device_eval_batch_size, or set model.gradient_checkpointing=true"
-        return UserError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'no reason given'}{also}", fix=fix
-        )
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        return UserError(f"out of memory: {reason}{also}", fix=advice or room.GENERAL)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"the disk is full: {error}{also}", fix="free some space; the same command goes on from there")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -1,6 +1,7 @@
 """`peftlab check`: says everything that is wrong with experiment folders and task files, and what a run would be.
 
-Runs nothing, writes nothing, and never imports code from outside peftlab.
+Runs nothing, writes nothing, and imports no code from outside peftlab, but for a grader that `--plugins` allows and that
+steers the run: its version is in the key.
 """
 
 from __future__ import annotations
@@ -196,7 +197,8 @@ def _rows_text(source: task.Source) -> str:
     if source.generator is not None:
         return f"{source.generator}, {source.size} rows generated from seed {source.seed}"
     drawn = f", {source.sample} drawn" if source.sample is not None else ""
-    pinned = "" if references.is_commit(source.revision) or references.is_local(source.dataset or "") else ", revision not pinned"
+    fixed = references.is_commit(source.revision) or references.is_local(source.dataset or "")
+    pinned = "" if fixed else ", revision not pinned"
     subset = f" ({source.subset})" if source.subset else ""
     return f"{source.dataset}{subset} {source.split}{drawn}{pinned}"
 

@@ -103,7 +103,8 @@
     const show = (index) => {
       if (index < 0) { tip.textContent = ""; return; }
       const box = circles[index].getBoundingClientRect(), around = figure.getBoundingClientRect();
-      tip.textContent = spoken.textContent = text(found[index]);
+      tip.textContent = text(found[index]);
+      spoken.textContent = tip.textContent.replaceAll("\n", "; ");
       const left = box.left - around.left + 14;
       tip.style.left = `${Math.max(0, Math.min(left, around.width - tip.offsetWidth))}px`;
       tip.style.top = `${box.top - around.top + 14}px`;

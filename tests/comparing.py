@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TIMED = {"seconds", "milliseconds", "tokens_per_second", "memory_bytes", "created_at", "cost", "num_parts"}
+TIMED = {"seconds", "milliseconds", "tokens_per_second", "memory_bytes", "created_at", "cost", "num_parts", "commits"}
 
 
 def without_times(value: Any) -> Any:

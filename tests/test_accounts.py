@@ -188,3 +188,4 @@ def test_packages_from_a_repository_tell_their_commit(tree: Path, monkeypatch: p
         "pl_from_tree": git(tree, "rev-parse", "HEAD"),
         "pl_absent": None,
     }
+    assert "peftlab" in measure.environment()["commits"]

@@ -48,7 +48,7 @@ TASKS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unknown grader": ({"grader": {"name": "numeri"}}, ("task 'toy'", "grader 'numeri'", "did you mean 'numeric'?")),
     "unknown mode": (
         {"grader": {"name": "numeric", "modes": ["strict", "lose"]}},
-        ("task 'toy'", "mode of numeric 'lose'", "flexible, strict"),
+        ("task 'toy'", "mode of numeric 'lose'", "flexible, s0, strict"),
     ),
     "metric that nobody measures": (
         {"metrics": {"exact_mach": "higher"}},

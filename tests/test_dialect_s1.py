@@ -15,8 +15,9 @@ import yaml
 from transformers import AutoTokenizer, TrainerState
 
 import toy
-from peftlab import data, loading, preflight, resuming, runs, tokenise
+from peftlab import data, evaluation, loading, preflight, resuming, runs, tokenise
 from peftlab.errors import UserError
+from peftlab.protocols import Prediction
 from peftlab.spec import RunSpec
 from peftlab.store import RunStore
 from peftlab.task import fill
@@ -514,6 +515,12 @@ def test_the_rows_of_metamath_that_exist_are_marked_as_a_part(monkeypatch: pytes
     overrides = {"data.train_split": "train_10", "task.valid.split": "train_10[:2]"}
     rows = data.load(loading.load(CONFIGS / "metamath_qa.yaml", overrides=overrides))
     assert rows.partial and (len(rows.train), len(rows.valid)) == (8, 2)
+    # "The answer is: \\text{D}" is no number: a grader that knows only numbers would stop at such a row
+    spec = loading.load(CONFIGS / "metamath_qa.yaml")
+    assert list(spec.task.metrics) == ["exact_match_s0"]
+    gold = [Prediction(text=row.target) for row in (*rows.train, *rows.valid)]
+    scored = evaluation.grade(spec.task, [*rows.train, *rows.valid], gold)
+    assert scored.metrics["exact_match_s0"].mean == 1.0
     assert rows.train[0].prompt.startswith("Below is an instruction") and "The answer is" in rows.train[0].target
 
 

@@ -238,7 +238,7 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
             assert score == pytest.approx(expected, rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------------- S0's batches and limits
+# ------------------------------------------------------------------------------------- batches and limits of dialect s0
 
 
 def lengths(*numbers: int) -> list[Prompt]:

@@ -24,7 +24,7 @@ from peftlab.record import dumps, loads
 from peftlab.report import contents, page
 from peftlab.report.contents import Page, Row, Sheet
 from peftlab.verdicts.arms import BareModel
-from test_s0_results import a_new_file
+from s0_material import a_new_file
 from verdict_material import Lab
 
 HERE = Path(package.__file__).parent

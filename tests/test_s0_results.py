@@ -1,4 +1,4 @@
-"""Results to and from s0's format: every field against the run's own files, refusals, statuses, old and new files.
+"""Runs written as results of dialect s0: every field against the run's own files, refusals, statuses, files, verbs.
 
 The reader at the top is written from the description of s0's processing (result files and dashboard), not from ours.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,8 +26,7 @@ from peftlab.errors import UserError
 from peftlab.events import Step
 from peftlab.record import Record, to_json
 from peftlab.store import RunStore
-from peftlab.verdicts.compare import compare
-from verdict_material import Lab, between
+from s0_material import FLAT, a_new_file, an_old_file
 
 LOWER_IS_BETTER = {"accelerator_memory_max", "train_time", "file_size", "train_loss", "num_trainable_params"}
 
@@ -281,30 +279,6 @@ def test_a_run_that_ended_early_travels_with_its_status(tmp_path: Path, status: 
     assert back.record.status == status, "our own files say it exactly"
 
 
-FLAT: dict[str, Any] = {
-    "model_id": "org/model",
-    "dtype": "bfloat16",
-    "max_seq_length": 768,
-    "batch_size": 4,
-    "batch_size_eval": 50,
-    "max_steps": 5000,
-    "eval_steps": 250,
-    "compile": False,
-    "use_gc": False,
-    "seed": 0,
-    "grad_norm_clip": 1.0,
-    "optimizer_type": "AdamW",
-    "optimizer_kwargs": {"lr": 1e-4, "weight_decay": 0.1},
-    "lr_scheduler": "cosine",
-    "use_amp": False,
-    "autocast_adapter_dtype": True,
-    "attn_implementation": None,
-    "generation_kwargs": {"max_length": 800, "max_new_tokens": 300},
-    "query_template": "Question: {query} Think step by step.\nAnswer:",
-    "init_kv_cache_prefix": None,
-}
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -354,9 +328,15 @@ def test_parameters_come_back_as_s0_wrote_them(tmp_path: Path, changes: dict[str
 def test_an_s0_folder_goes_in_and_an_s0_result_comes_out(tmp_path: Path) -> None:
     flat = {
         **FLAT,
-        **{"model_id": str(toy.save_model(tmp_path / "model")), "dtype": "float32", "max_seq_length": 64},
-        **{"max_steps": 4, "eval_steps": 2, "batch_size_eval": 4, "query_template": "Sum: {query} ="},
-        **{"generation_kwargs": {"max_length": 60, "max_new_tokens": 5}, "seed": 5},
+        "model_id": str(toy.save_model(tmp_path / "model")),
+        "dtype": "float32",
+        "max_seq_length": 64,
+        "max_steps": 4,
+        "eval_steps": 2,
+        "batch_size_eval": 4,
+        "query_template": "Sum: {query} =",
+        "generation_kwargs": {"max_length": 60, "max_new_tokens": 5},
+        "seed": 5,
     }
     folder = tmp_path / "experiments" / "lora" / "flat"
     folder.mkdir(parents=True)
@@ -451,169 +431,6 @@ def test_what_cannot_be_exported_is_named_when_all_are(place: Place, tmp_path: P
         exchange.export(store, [], dialect="s0", folder=tmp_path / "out")
 
 
-# ------------------------------------------------------------------------------------------------------------ import
-
-
-def an_old_file() -> dict[str, Any]:
-    """As the first version of the benchmark wrote it: flat facts, `cuda_*`, no times of steps."""
-    left_out = ("optimizer_type", "use_gc", "autocast_adapter_dtype", "init_kv_cache_prefix")
-    config = {name: value for name, value in FLAT.items() if name not in left_out}
-    return {
-        "run_info": {
-            "created_at": "2025-03-05T13:50:05+00:00",
-            "total_time": 2711.09,
-            "experiment_name": "ia3/lr_0.001",
-            "peft_branch": "some-branch",
-            "train_config": {**config, "optimizer_kwargs": {"lr": 0.001}, "generation_kwargs": {"max_length": 800}},
-            "peft_config": {"peft_type": "IA3", "task_type": None, "target_modules": ["v_proj", "k_proj"]},
-        },
-        "train_info": {
-            "cuda_memory_reserved_avg": 14229219940,
-            "cuda_memory_max": 24847056896,
-            "cuda_memory_reserved_99th": 19115624366,
-            "train_time": 2238.65,
-            "file_size": 1157064,
-            "status": "success",
-            "metrics": [
-                {"step": 250, "valid accuracy": 4 / 51, "train loss": 1.13, "train samples": 1000},
-                {"step": 5000, "test accuracy": 352 / 1002, "train loss": 0.63, "train samples": 20000},
-            ],
-        },
-        "meta_info": {
-            "model_sha": "m" * 40,
-            "model_created_at": "2024-09-18T15:23:48+00:00",
-            "dataset_sha": "d" * 40,
-            "dataset_created_at": "2023-09-21T17:22:46+00:00",
-            "package_info": {"peft-version": "0.14.1.dev0", "peft-commit-hash": "a" * 40},
-            "system_info": {"system": "Linux", "gpu": "NVIDIA GeForce RTX 4090"},
-            "pytorch_info": "PyTorch built with: ...",
-        },
-    }
-
-
-def a_new_file(**changes: Any) -> dict[str, Any]:
-    """As it writes them now."""
-    row = {"valid accuracy": 0.5, "train loss": 0.8, "train samples": 10000, "train time": 300.0, "eval time": 20.0}
-    last = {"train loss": 0.6, "train samples": 20000, "train total tokens": 4198051, "forgetting": 0.05}
-    return {
-        "run_info": {
-            "created_at": "2026-07-20T10:00:00+00:00",
-            "total_time": 1000.0,
-            "experiment_name": "lora/r32",
-            "peft_branch": "main",
-            "peft_worktree_is_dirty": False,
-            "train_config": FLAT,
-            "peft_config": {"peft_type": "LORA", "r": 32, "use_dora": True, "base_model_name_or_path": "x"},
-            "error_msg": "",
-        },
-        "train_info": {
-            "accelerator_memory_reserved_avg": 100,
-            "accelerator_memory_max": 300,
-            "accelerator_memory_reserved_99th": 200,
-            "train_time": 942.0,
-            "file_size": 36715216,
-            "num_trainable_params": 9175040,
-            "num_total_params": 3221924864,
-            "status": "success",
-            "metrics": [
-                {"step": 2500, **row},
-                {"step": 5000, **row},
-                {"step": 5000, "test accuracy": 636 / 1319, **last},
-            ],
-        },
-        "meta_info": {
-            "model_info": {"sha": "m" * 40, "created_at": "2024-09-18T15:23:48+00:00"},
-            "dataset_info": {"metamath": {"sha": "a", "created_at": "b"}, "gsm8k": {"sha": "c", "created_at": "d"}},
-            "package_info": {"peft-version": "0.20.0", "torch-commit-hash": None},
-            "system_info": {"system": "Linux", "accelerator": "NVIDIA L40S"},
-            "pytorch_info": "PyTorch built with: ...",
-        },
-        **changes,
-    }
-
-
-def imported(tmp_path: Path, *results: Mapping[str, Any]) -> list[Record]:
-    files = []
-    for number, result in enumerate(results):
-        path = tmp_path / f"file-{number}.json"
-        path.write_text(json.dumps(result))
-        files.append(str(path))
-    found = exchange.import_files(RunStore(tmp_path / "results"), files, dialect="s0")
-    return [one.record for one in found]
-
-
-def test_an_old_file_becomes_a_run_with_what_it_knows(tmp_path: Path) -> None:
-    (record,) = imported(tmp_path, an_old_file())
-    assert (record.experiment, record.method, record.task, record.seed) == ("ia3/lr_0.001", "ia3", "metamath_gsm8k", 0)
-    assert (record.status, record.category, record.imported_from) == ("finished", "test", "s0")
-    test = record.evaluation("last")
-    assert test is not None and test.folder is None and test.items is None
-    metric = test.metrics["exact_match_s0"]
-    assert metric.mean == 352 / 1002
-    assert metric.n is None and metric.standard_error is None, "352 of 1002 is no share of 1319"
-    assert record.cost.memory_bytes == {"average": 14229219940, "percentile_99": 19115624366, "maximum": 24847056896}
-    assert record.cost.adapter_bytes == 1157064 and record.cost.num_trainable_parameters is None
-    assert "train" not in record.cost.seconds and record.cost.unknown["train"]
-    assert record.provenance["model"]["revision"] == "m" * 40
-    assert record.provenance["accelerator"] == "NVIDIA GeForce RTX 4090"
-    assert record.provenance["versions"]["peft"] == "0.14.1.dev0" and record.provenance["commits"]["peft"] == "a" * 40
-    assert record.spec["optim"]["learning_rate"] == 0.001 and record.spec["model"]["id"] == "org/model"
-    forgetting = record.training["forgetting"]
-    assert forgetting["change"] is None and forgetting["reason"]
-    (path,) = (tmp_path / "temporary_results").glob("*.json")
-    assert record.key[:12] in path.name
-
-
-def test_a_new_file_has_its_error_bar_and_costs(tmp_path: Path) -> None:
-    (record,) = imported(tmp_path, a_new_file())
-    test = record.evaluation("last")
-    assert test is not None and record.category == "main" and record.method == "lora_dora"
-    metric = test.metrics["exact_match_s0"]
-    outcomes = np.array([1.0] * 636 + [0.0] * (1319 - 636))
-    assert metric.n == 1319
-    assert metric.standard_error == pytest.approx(outcomes.std(ddof=1) / math.sqrt(1319), rel=1e-12)
-    assert record.cost.seconds == {"train": 600.0, "validation": 40.0, "other": 360.0}
-    assert record.training["forgetting"]["change"] == 0.05
-    assert record.curve == {"step": [2500, 5000], "loss": [0.8, 0.8]}
-    assert record.cost.train_tokens == 4198051 and record.cost.num_parameters == 3221924864
-
-
-def test_what_s0_got_wrong_stays_out(tmp_path: Path) -> None:
-    early = a_new_file()
-    early["run_info"]["created_at"] = "2026-06-30T10:00:00+00:00"
-    early["train_info"]["file_size"] = 99999999
-    (record,) = imported(tmp_path, early)
-    assert record.training["forgetting"]["change"] is None and "0.05" in record.training["forgetting"]["reason"]
-    assert record.cost.adapter_bytes is None and "99999999" in record.cost.unknown["adapter_bytes"]
-
-
-@pytest.mark.parametrize(
-    ("status", "message", "ours"),
-    [
-        ("canceled", "manually canceled", "cancelled"),
-        ("canceled", "", "cancelled"),
-        ("canceled", "CUDA out of memory. Tried to allocate 2 GiB", "out_of_memory"),
-        ("canceled", "ValueError: no", "failed"),
-        ("failed", "", "failed"),
-    ],
-)
-def test_endings_are_told_apart_by_their_message(tmp_path: Path, status: str, message: str, ours: str) -> None:
-    result = a_new_file()
-    result["train_info"] |= {"status": status, "metrics": result["train_info"]["metrics"][:1]}
-    result["run_info"]["error_msg"] = message
-    (record,) = imported(tmp_path, result)
-    assert record.status == ours and record.evaluation("last") is None
-    assert len(list((tmp_path / "cancelled_results").glob("*.json"))) == 1
-
-
-def test_importing_twice_is_importing_once(tmp_path: Path) -> None:
-    first = imported(tmp_path, a_new_file(), an_old_file())
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    again = imported(tmp_path, a_new_file(), an_old_file())
-    assert [one.key for one in first] == [one.key for one in again]
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
-
-
 def test_an_export_read_back_is_the_same_run(place: Place, tmp_path: Path) -> None:
     (written,) = exchange.export(place.store, ["lora/toy"], dialect="s0", folder=tmp_path)
     assert written.path is not None
@@ -629,105 +446,6 @@ def test_an_export_read_back_is_the_same_run(place: Place, tmp_path: Path) -> No
     assert theirs.metrics["exact_match"].mean == mine.metrics["exact_match"].mean
     assert theirs.num_items == 12
     assert back.spec["optim"]["learning_rate"] == 0.01 and back.spec["adapter"]["r"] == 4
-
-
-def test_compare_shows_imported_runs_and_pairs_none(tmp_path: Path) -> None:
-    lab = Lab(tmp_path / "lab", num_items=1319)
-    outcomes = lab.outcomes(0.5)
-    own = lab.evaluation("own", "last", outcomes, task="metamath_gsm8k", metric="exact_match")
-    np.save(tmp_path / "lab" / "own" / "exact_match_s0.npy", outcomes)
-    both = {"exact_match": own.metrics["exact_match"], "exact_match_s0": own.metrics["exact_match"]}
-    lab.run("lora/here", 0, outcomes, evaluations=(own.model_copy(update={"metrics": both}),))
-    lab.records += imported(tmp_path, a_new_file(), an_old_file())
-    (table,) = compare(lab.records, lab.folder_of).tables
-    assert table.metric == "exact_match_s0", "the metric that imported runs have too"
-    arms = {arm.label: arm for arm in table.arms}
-    assert set(arms) == {"lora/here", "lora/r32", "ia3/lr_0.001"}
-    there, old = arms["lora/r32"], arms["ia3/lr_0.001"]
-    assert there.imported_from == "s0" and any("unpaired" in note for note in there.notes)
-    assert arms["lora/here"].imported_from is None
-    error = math.sqrt(636 / 1319 * 683 / 1319 / 1318)
-    assert there.score.low == pytest.approx(636 / 1319 - 1.96 * error)
-    assert (old.score.low, old.score.high, old.num_items) == (None, None, None)
-    for pair in table.pairs:
-        assert (pair.p, pair.low, pair.high, pair.winner, pair.num_items) == (None,) * 5
-        assert "not paired" in pair.claim
-    assert between(table, "lora/here", "lora/r32").difference != 0
-    assert any("imported" in note for note in table.notes)
-    (strict,) = compare(lab.records, lab.folder_of, metric="exact_match").tables
-    assert [arm.label for arm in strict.arms] == ["lora/here"]
-
-
-# -------------------------------------------------------------------------------------------------------- bad input
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "words"),
-    [
-        ("run_info", None, ("'run_info'",)),
-        ("train_info", [], ("'train_info'", "object")),
-        ("meta_info", "x", ("'meta_info'", "object")),
-        ("run_info/experiment_name", "../../etc/passwd", ("run_info.experiment_name", "../../etc")),
-        ("run_info/experiment_name", "lora/..", ("run_info.experiment_name",)),
-        ("run_info/experiment_name", "/lora/x", ("run_info.experiment_name",)),
-        ("run_info/experiment_name", 3, ("run_info.experiment_name", "text")),
-        ("run_info/created_at", "yesterday", ("run_info.created_at", "yesterday")),
-        ("run_info/train_config", None, ("run_info.train_config",)),
-        ("run_info/train_config/model_id", 7, ("run_info.train_config.model_id",)),
-        ("run_info/train_config/seed", -1, ("run_info.train_config.seed",)),
-        ("run_info/peft_config", {"r": 8}, ("run_info.peft_config.peft_type", "missing")),
-        ("train_info/status", "done", ("train_info.status", "done")),
-        ("train_info/metrics", [], ("train_info.metrics", "no test accuracy")),
-        ("train_info/metrics/2/test accuracy", 1.01, ("metrics[2].test accuracy", "1.01")),
-        ("train_info/metrics/2/test accuracy", True, ("metrics[2].test accuracy",)),
-        ("train_info/metrics/2/test accuracy", "0.5", ("metrics[2].test accuracy", "number")),
-        ("train_info/metrics/2", 5, ("metrics[2]", "object")),
-        ("train_info/metrics/0/step", 2.5, ("metrics[0].step", "whole number")),
-        ("train_info/accelerator_memory_max", "much", ("train_info.accelerator_memory_max",)),
-        ("train_info/file_size", 1.5, ("train_info.file_size",)),
-    ],
-)
-def test_damaged_files_are_named_by_field(tmp_path: Path, path: str, value: Any, words: tuple[str, ...]) -> None:
-    result = copy.deepcopy(a_new_file())
-    *parents, last = path.split("/")
-    inside: Any = result
-    for part in parents:
-        inside = inside[int(part) if isinstance(inside, list) else part]
-    inside[int(last) if isinstance(inside, list) else last] = value
-    with pytest.raises(UserError) as caught:
-        imported(tmp_path, an_old_file(), result)
-    assert all(word in str(caught.value) for word in ("file-1.json", *words)), caught.value
-    assert not (tmp_path / "results").exists() and not (tmp_path / "temporary_results").exists(), "none, not half"
-
-
-@pytest.mark.parametrize("section", ["run_info", "train_info", "meta_info"])
-def test_a_missing_section_is_named(tmp_path: Path, section: str) -> None:
-    result = a_new_file()
-    del result[section]
-    with pytest.raises(UserError, match=f"'{section}' is missing"):
-        imported(tmp_path, result)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ('{"run_info": ', "not valid JSON"),
-        ("[1, 2]", "not an object"),
-        ('{"run_info": 1, "run_info": 2}', "run_info"),
-        ("{}", "'run_info' is missing"),
-        ('{"version": 1, "status": "finished", "key": "0123"}', "'run_info' is missing"),
-        ("\xff", ""),
-    ],
-)
-def test_foreign_and_damaged_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str, words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("x.json").write_bytes(content.encode("latin-1"))
-    assert main(["results", "import", "x.json"]) == 2
-    error = capsys.readouterr().err
-    assert "x.json" in error and words in error and "Traceback" not in error
-    assert not Path("results").exists()
 
 
 # -------------------------------------------------------------------------------------------------- command line

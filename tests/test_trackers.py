@@ -153,7 +153,7 @@ def test_a_board_gets_samples_tags_and_settings(place: Path, tmp_path: Path, boa
 
 
 def test_nothing_is_open_when_the_folder_moves(place: Path, tmp_path: Path, board: Board) -> None:
-    record = run(spec_of(place, seed=2), tmp_path / "results")
+    record = run(spec_of(place, seed=2, report_to=[BOARD, BOARD]), tmp_path / "results")  # named twice is one
     (told,) = board.runs
     assert told.folder.parent.parent.parent == tmp_path / "cancelled_results"
     assert not (tmp_path / "cancelled_results").exists()
@@ -180,7 +180,7 @@ def test_a_finished_run_is_not_reported_again_and_an_added_evaluation_is(
     run(spec_of(place, **changed), tmp_path / "results")
     assert [one.step for one in board.runs] == [0, None]
     assert board.runs[0].id == board.runs[1].id
-    assert {step for step, _ in board.numbers} == {0, 3, 6}
+    assert {step for step, _ in board.numbers} == {0, 6}
     assert board.endings == [("finished", None)] * 2
 
 
@@ -198,6 +198,7 @@ def test_a_closed_run_is_cancelled_and_goes_on_as_the_same_one(place: Path, tmp_
     assert [one.step for one in board.runs] == [0, 4]
     assert len({one.id for one in board.runs}) == 1
     assert [step for step, _ in board.column("train/loss")] == [1, 2, 3, 4, 5, 5, 6]
+    assert [step for step, _ in board.column("toy/valid/step/exact_match")] == [3, 6]  # the first part told of step 3
     assert board.endings[-1] == ("finished", None)
 
 
@@ -278,6 +279,7 @@ def test_a_board_that_fails_is_said_once_and_the_result_is_the_same(
 
 def test_one_tracker_needs_no_list(place: Path) -> None:
     assert spec_of(place, report_to="tensorboard").track.report_to == ("tensorboard",)
+    assert spec_of(place, report_to="").track.report_to == ()
     assert spec_of(place, report_to="tensorboard, wandb").track.report_to == ("tensorboard", "wandb")
 
 
@@ -392,6 +394,7 @@ def test_tensorboard_reads_the_whole_run_back(place: Path, tmp_path: Path, monke
     ((step, value),) = column("toy/test/last/exact_match")
     assert step == 6
     assert value == pytest.approx(last.metrics["exact_match"].mean)
+    assert [step for step, _ in column("toy/valid/step/exact_match")] == [3, 6]
     assert "optim.learning_rate = 0.01" in text("config")
     assert "lora" in text("tags")
     assert text("status").strip() == "finished"

@@ -162,7 +162,7 @@ class TrackSettings(Settings):
     @classmethod
     def _list(cls, value: Any) -> Any:
         """One name is a list of one, as on a command line."""
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
 
 class GenerationSettings(Settings):

@@ -80,7 +80,7 @@ def write(spec: RunSpec, record: Record, curve: Sequence[Mapping[str, Any]], pay
     with TemporaryDirectory(dir=folder, prefix=".tokenizer-") as temporary:
         models.load_tokenizer(spec.model).save_pretrained(temporary)
         _put(Path(temporary), folder)
-    results = _results(record)
+    results = _results(record, curve)
     for name, values in results.items():
         write_atomic(folder / f"{name}_results.json", _text(values))
     write_atomic(
@@ -166,12 +166,12 @@ def _figures(found: Evaluation) -> dict[str, Any]:
     return {f"{prefix}_{name}": value for name, value in scores.items()} | {f"{prefix}_samples": found.num_items}
 
 
-def _results(record: Record) -> dict[str, dict[str, Any]]:
+def _results(record: Record, curve: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`train`, and `eval` and `test` where validation and test rows were scored, the last weights of each."""
-    losses = [value for value in record.curve.get("loss", ()) if value is not None]
+    losses = [row["loss"] for row in curve]
     train = {
         "epoch": record.training.get("epochs"),
-        "train_loss": record.training.get("final_loss") if not losses else sum(losses) / len(losses),
+        "train_loss": sum(losses) / len(losses) if losses else None,
         "train_runtime": record.cost.seconds.get("train"),
         "train_samples": (record.rows.get("parts") or {}).get("train", {}).get("rows"),
         "train_tokens": record.cost.train_tokens,

@@ -142,8 +142,8 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
     return found
 
 
-def commits(packages: Sequence[str] = PACKAGES[1:]) -> dict[str, str | None]:
-    """The git commit that a library is used from; None for one that was installed from a built distribution."""
+def commits(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
+    """The git commit that a package is used from; None for one that was installed from a built distribution."""
     return {package: _commit(package) for package in packages}
 
 

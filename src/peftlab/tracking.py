@@ -59,7 +59,7 @@ def tracked(work: Work, spec: RunSpec, slot: Slot, bases: Path) -> Work:
     try:
         with closing(work):
             record = yield from _told(work, reports.tell)
-        reports.tell_all(record)
+        reports.tell_start(record)
     except BaseException as error:
         reports.close(status_of(error), f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS])
         raise
@@ -87,7 +87,7 @@ class _Reports:
         self._bases = bases
         self._sessions: dict[str, TrackerSession] = {}
         self._waiting: list[Evaluated] | None = []
-        self._evaluations: set[str] = set()
+        self._told: set[str] = set()
         if slot.get("trained") is not None:
             self._open(step=None)
 
@@ -104,10 +104,10 @@ class _Reports:
         elif isinstance(event, Saved):
             self._write(lambda session: session.texts(event.step, "checkpoint", [event.folder]))
 
-    def tell_all(self, record: Record) -> None:
-        """Evaluations of the record that were not computed here: the starting model's are shared by many runs."""
+    def tell_start(self, record: Record) -> None:
+        """The starting model's scores, where another run or an earlier part made them: they pass by as no event."""
         for evaluation in record.evaluations:
-            if evaluation.key not in self._evaluations:
+            if evaluation.checkpoint == "base" and evaluation.key not in self._told:
                 self._evaluated(evaluation)
 
     def close(self, status: str, error: str | None) -> None:
@@ -117,7 +117,7 @@ class _Reports:
         self._sessions = {}
 
     def _open(self, *, step: int | None) -> None:
-        for name in self._spec.track.report_to:
+        for name in dict.fromkeys(self._spec.track.report_to):
             self._guarded(name, "open", partial(self._open_one, name, step))
         waiting, self._waiting = self._waiting or [], None
         for event in waiting:
@@ -128,7 +128,7 @@ class _Reports:
         self._sessions[name] = find("trackers", name, where="track.report_to").open(run)
 
     def _evaluated(self, evaluation: Evaluation) -> None:
-        self._evaluations.add(evaluation.key)
+        self._told.add(evaluation.key)
         step = 0 if evaluation.checkpoint == "base" else evaluation.checkpoint
         self._write(lambda session: session.numbers(step, scores(evaluation)))
         if self._spec.track.log_samples and evaluation.folder is not None:

@@ -1,6 +1,6 @@
 """`peftlab check`: says everything that is wrong with experiment folders and task files, and what a run would be.
 
-Runs nothing, writes nothing, and imports no code from outside peftlab, but for a grader that `--plugins` allows and that
+Runs and writes nothing, and imports no code from outside peftlab, but for a grader that `--plugins` allows where it
 steers the run: its version is in the key.
 """
 

@@ -144,6 +144,31 @@ class File(Section):
     accelerate: Accelerate | None = None
 
 
+OPTIMIZERS = {
+    "adamw_torch": "AdamW",
+    "adamw_torch_fused": "AdamW",
+    "adamw_torch_4bit": "AdamW",
+    "adamw_bnb_8bit": "AdamW8bit",
+    "adamw_8bit": "AdamW8bit",
+    "paged_adamw": "PagedAdamW32bit",
+    "paged_adamw_32bit": "PagedAdamW32bit",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+    "lion_32bit": "Lion32bit",
+    "lion_8bit": "Lion8bit",
+    "paged_lion_32bit": "PagedLion32bit",
+    "paged_lion_8bit": "PagedLion8bit",
+    "rmsprop": "RMSprop",
+    "rmsprop_bnb_8bit": "RMSprop8bit",
+    "rmsprop_bnb_32bit": "RMSprop32bit",
+    "ademamix": "AdEMAMix32bit",
+    "ademamix_8bit": "AdEMAMix8bit",
+    "paged_ademamix_32bit": "PagedAdEMAMix32bit",
+    "paged_ademamix_8bit": "PagedAdEMAMix8bit",
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+}
+"""The trainer's names of optimizers: classes of torch.optim and bitsandbytes.optim."""
+
 IDLE = (
     "dataset.preprocessing_num_workers",
     "training.remove_unused_columns",
@@ -176,7 +201,7 @@ class Reading:
         given: Dotted names of the keys that it holds.
         overrides: Settings of the command line.
         classifies: Whether it is a classification; else text is generated.
-        graded: Whether a grader fits its answers.
+        modes: Of the grader of generated answers, those that fit these; none: nobody knows what they are.
         notes: What the user should know of the translation; gathered on the way.
     """
 
@@ -185,8 +210,13 @@ class Reading:
     given: set[str]
     overrides: Mapping[str, Any]
     classifies: bool
-    graded: bool
+    modes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether a grader fits its answers."""
+        return self.classifies or bool(self.modes)
 
     def error(self, key: str, says: str, fix: str) -> UserError:
         """A mistake in the value of a key."""

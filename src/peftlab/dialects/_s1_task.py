@@ -12,9 +12,20 @@ from peftlab.task import template_fields
 MOVED = {"glue": "nyu-mll/glue", "gsm8k": "openai/gsm8k"}
 """Data sets by the short names that the hub has given up."""
 
+GRADED = {"metamath": ("s0",), "gsm8k": ("strict", "flexible")}
+"""Words in a task's name that say what its answers are, with modes of the grader `numeric`.
+
+Of MetaMathQA's answers many are no numbers, which only the mode `s0` compares, as text.
+"""
+
 MAX_NEW_TOKENS = 512
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 _ONE_ROW = re.compile(r"(.+)\[(\d+)\]")
+
+
+def graded_by(task_name: str) -> tuple[str, ...]:
+    """The modes for the answers of a task of this name; none where it says nothing."""
+    return next((modes for word, modes in GRADED.items() if word in task_name.lower()), ())
 
 
 def task_of(reading: Reading) -> dict[str, Any]:
@@ -84,6 +95,8 @@ def _classification(reading: Reading) -> dict[str, Any]:
 
 def _generation(reading: Reading) -> dict[str, Any]:
     prompt, target, columns = _divided(reading)
+    modes = reading.modes or GRADED["gsm8k"]
+    metrics = {"strict": "exact_match", "flexible": "exact_match_flexible", "s0": "exact_match_s0"}
     return {
         "kind": "generate",
         "columns": {column: column for column in columns},
@@ -91,8 +104,8 @@ def _generation(reading: Reading) -> dict[str, Any]:
         "target": target,
         "reference": columns[-1],
         "max_new_tokens": MAX_NEW_TOKENS,
-        "grader": {"name": "numeric", "modes": ["strict", "flexible"]},
-        "metrics": {"exact_match": "higher", "exact_match_flexible": "higher"},
+        "grader": {"name": "numeric", "modes": list(modes)},
+        "metrics": {metrics[mode]: "higher" for mode in modes},
     }
 
 

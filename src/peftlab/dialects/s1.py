@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from peftlab.dialects._s1_sections import IDLE, File, Reading, given
-from peftlab.dialects._s1_task import task_of
+from peftlab.dialects._s1_sections import IDLE, OPTIMIZERS, File, Reading, given
+from peftlab.dialects._s1_task import graded_by, task_of
 from peftlab.errors import UserError, unknown_name
 from peftlab.groups import GROUPS
 from peftlab.protocols import Dialect, Foreign, Native
@@ -27,37 +27,9 @@ METHODS = {
 }
 VARIANTS = ("lora", "dora", "rslora", "qalora")
 STARTS = ("gaussian", "orthogonal", "olora", "pissa", "corda", "eva", "lora_ga")
-OPTIMIZERS = {
-    "adamw_torch": "AdamW",
-    "adamw_torch_fused": "AdamW",
-    "adamw_torch_4bit": "AdamW",
-    "adamw_bnb_8bit": "AdamW8bit",
-    "adamw_8bit": "AdamW8bit",
-    "paged_adamw": "PagedAdamW32bit",
-    "paged_adamw_32bit": "PagedAdamW32bit",
-    "paged_adamw_8bit": "PagedAdamW8bit",
-    "lion_32bit": "Lion32bit",
-    "lion_8bit": "Lion8bit",
-    "paged_lion_32bit": "PagedLion32bit",
-    "paged_lion_8bit": "PagedLion8bit",
-    "rmsprop": "RMSprop",
-    "rmsprop_bnb_8bit": "RMSprop8bit",
-    "rmsprop_bnb_32bit": "RMSprop32bit",
-    "ademamix": "AdEMAMix32bit",
-    "ademamix_8bit": "AdEMAMix8bit",
-    "paged_ademamix_32bit": "PagedAdEMAMix32bit",
-    "paged_ademamix_8bit": "PagedAdEMAMix8bit",
-    "sgd": "SGD",
-    "adagrad": "Adagrad",
-}
-"""The trainer's names of optimizers: classes of torch.optim and bitsandbytes.optim."""
-
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 METRICS = {"accuracy": "acc", "mcc": "matthews_correlation", "matthews": "matthews_correlation"}
 UNMEASURED = ("matthews_correlation",)
-
-GRADED = ("gsm8k", "metamath", "math")
-"""Words in a task's name by which its answers are known to be numbers."""
 
 CONVERSATIONS = ("m-a-p/code-feedback",)
 """Data sets whose rows are lists of messages, which no template over columns fits."""
@@ -105,7 +77,7 @@ def to_native(found: Foreign) -> Native:
     empty = [f"{key} ({value})" for key, value in _leaves(parameters) if _PLACEHOLDER.fullmatch(value.strip())]
     if empty:
         raise UserError(f"{found.where}: still to be filled in: {', '.join(empty)}", fix="write values in their place")
-    file = validated(File, parameters, where=found.where, fix="docs/moving.md lists the keys of dialect s1")
+    file = validated(File, parameters, where=found.where, fix="configs/template.yaml shows the keys")
     classifies = _classifies(file, found.where)
     reading = Reading(
         file=file,
@@ -113,7 +85,7 @@ def to_native(found: Foreign) -> Native:
         given=given(file),
         overrides=found.overrides,
         classifies=classifies,
-        graded=classifies or any(word in file.task_name.lower() for word in GRADED),
+        modes=() if classifies else graded_by(file.task_name),
         notes=["read as dialect s1"],
     )
     task = task_of(reading)
@@ -305,10 +277,13 @@ def _overridden(reading: Reading, setting: str, value: int) -> int:
 def _train(reading: Reading, *, validates: bool) -> dict[str, Any]:
     training = reading.file.training
     train = {"num_train_epochs": training.num_train_epochs, "mixed_precision": _precision(reading)}
-    validates = validates and reading.graded and training.eval_strategy != "no"
-    if not reading.graded:
+    validates = validates and reading.is_graded and training.eval_strategy != "no"
+    if not reading.is_graded:
         train["evaluate"] = "none"
-        reading.notes.append(f"no grader is known for the answers of '{reading.file.task_name}': trained, not scored")
+        reading.notes.append(
+            f"no grader is known for the answers of '{reading.file.task_name}': it is trained, not scored "
+            "(train.evaluate=all scores it as numbers)"
+        )
     if not validates:
         train["eval_strategy"] = "no"
     elif training.eval_strategy == "epoch":
@@ -389,7 +364,9 @@ def _save(reading: Reading) -> dict[str, Any]:
 
 def _track(reading: Reading) -> dict[str, Any]:
     if "training.report_to" not in reading.given:
-        reading.notes.append("no training.report_to: none is told; the original tells track.report_to=[\"tensorboard\"]")
+        reading.notes.append(
+            "no training.report_to: no tracker is told; the usual one: track.report_to=tensorboard"
+        )
         return {}
     named = reading.file.training.report_to
     return {"report_to": [name for name in ([named] if isinstance(named, str) else named) if name != "none"]}

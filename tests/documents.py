@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from peftlab.cli import arguments
 from peftlab.cli.verbs import app
 from peftlab.groups import GROUPS
+from peftlab.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(
@@ -27,7 +28,9 @@ PLACEHOLDERS = ("VERB", "...", "<")
 """What stands for words that a reader fills in where an option or a verb is expected."""
 
 _CALL = re.compile(r"(?:^|\s)(?:-m )?peftlab (?P<words>.*)$")
-_INLINE = re.compile(r"`([^`\n]*peftlab [^`\n]*)`")
+_SPAN = re.compile(r"`([^`\n]+)`")
+_BEGINS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:peftlab|python -m peftlab|torchrun|accelerate launch) ")
+_COPIED = re.compile(r"\bcp \S+ (\S+)")
 _TOP = ("task", "seed")
 
 
@@ -49,16 +52,19 @@ class Command:
 def commands(text: str) -> Iterator[Command]:
     """Every command of a page: in blocks, behind prompts and launchers, and in sentences."""
     text = text.replace("\\\n", " ")
+    fenced = False
     for line in text.splitlines():
+        fenced ^= line.lstrip().startswith("```")
         bare = line.strip().removeprefix("$ ").removeprefix("# ").strip()
-        words = bare.split("  ")[0].split(" # ")[0]
-        if re.match(r"(?:[A-Z_]+=\S+ )*(?:peftlab|python -m peftlab|torchrun|accelerate launch) ", bare):
+        # text of a page begins at the margin, a command of a page does not
+        if _BEGINS.match(bare) and (fenced or line != bare):
+            words = bare.split("  ")[0].split(" # ")[0]
             found = _words(words)
             if found is not None:
                 yield Command(text=words, words=found, whole=True)
-    for span in _INLINE.findall(text):
+    for span in _SPAN.findall(text):
         found = _words(span)
-        if found is not None:
+        if found is not None and _BEGINS.match(span):
             yield Command(text=span, words=found, whole=False)
 
 
@@ -111,9 +117,10 @@ def unknown_settings(settings: list[str]) -> list[str]:
 
 
 def is_setting(name: str) -> bool:
-    """Whether `group.setting` exists."""
-    group, _, key = name.partition(".")
-    return group in GROUPS and key in GROUPS[group].model_fields
+    """Whether `group.setting` exists, or `task.field`."""
+    group, _, rest = name.partition(".")
+    owner = Task if group == "task" else GROUPS.get(group)
+    return owner is not None and rest.partition(".")[0] in owner.model_fields
 
 
 def own_path(path: str, page: str) -> bool:
@@ -123,4 +130,4 @@ def own_path(path: str, page: str) -> bool:
     made = {
         f"experiments/{words[1]}/{words[2]}" for one in commands(page) if (words := one.words) and words[:1] == ("new",)
     }
-    return (ROOT / path).exists() or path.rstrip("/") in made
+    return (ROOT / path).exists() or path.rstrip("/") in {*made, *_COPIED.findall(page)}

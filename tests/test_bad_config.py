@@ -81,7 +81,7 @@ FILES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "no UTF-8": (parameters(b'{"task": "\xff"}'), ("training_params.json is not UTF-8", "save it as UTF-8")),
     "UTF-16": (parameters('{"task": "gsm8k"}'.encode("utf-16")), ("training_params.json is not UTF-8",)),
     "10 MB": (parameters(" " * 10_000_000), ("training_params.json is larger than", "really a config file?")),
-    "a task that is a number": (parameters('{"task": 5}'), ("no task is named", "task=NAME")),
+    "a task that is a number": (parameters('{"task": 5}'), ("'task' = 5 is no task", "peftlab list tasks")),
     "a group that is a number": (parameters('{"optim": 5}'), ("'optim' is a group", "not 5")),
     "both parameter files": (
         lambda folder: (folder / "training_parameters.json").write_text("{}"),

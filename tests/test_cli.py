@@ -118,7 +118,8 @@ def test_run_hands_settings_on_and_prints_a_summary(
     )
     given, options = calls[0]
     assert (given.seed, given.train.max_steps, given.task.name) == (3, 10, "additions")
-    assert options == {"clean": True, "rerun": True, "any_environment": True}
+    flags = {"clean": True, "rerun": True, "any_environment": True}
+    assert options == {**flags, "resume_from_checkpoint": None}
     output = capsys.readouterr()
     assert "exact_match 0.5 (0.402 to 0.598), n 100 on additions test" in output.out
     assert "460,800 of 135,000,000 parameters (0.341 %)" in output.out

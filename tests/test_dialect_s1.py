@@ -209,6 +209,8 @@ def test_the_best_weights(tmp_path: Path) -> None:
     assert spec.train.metric_for_best_model == "acc"
     with pytest.raises(UserError, match="load_best_model_at_end' needs validation rows"):
         load(tmp_path, {"training.load_best_model_at_end": True})
+    with pytest.raises(UserError, match="load_best_model_at_end' needs a score, and no grader is known"):
+        load(tmp_path, best | {"task_name": "poems"})
 
 
 def test_classification(tmp_path: Path) -> None:

@@ -109,9 +109,12 @@ def test_tokens_after_a_stop_string_are_not_counted(tmp_path: Path) -> None:
 def test_the_heaviest_batch_of_every_scored_part_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     real = evaluation.rehearse
-    monkeypatch.setattr(
-        evaluation, "rehearse", lambda built, rows, *rest: (tried.append(len(rows)), real(built, rows, *rest))
-    )
+
+    def counted(built: Any, rows: Any, *rest: Any) -> None:
+        tried.append(len(rows))
+        real(built, rows, *rest)
+
+    monkeypatch.setattr(evaluation, "rehearse", counted)
     runs.run(loading.load(toy.write_experiment(tmp_path, train={"eval_steps": 3})), RunStore(tmp_path / "results"))
     assert tried == [8, 12]  # validation rows, test rows
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import toy
-from peftlab import data, loading, runs, sources
+from peftlab import data, loading, rowfiles, runs
 from peftlab.cli import main
 from peftlab.errors import UserError
 from peftlab.rowfiles import read_rows
@@ -118,7 +118,7 @@ def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = write_rows(tmp_path / "rows.parquet", ROWS)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"needs the library pyarrow") as refused:
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
     assert "peftlab[parquet]" in str(refused.value.fix)
 
 

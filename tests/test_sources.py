@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab import sources
+from peftlab import rowfiles, sources
 from peftlab.errors import UserError
 from peftlab.settings import validated
 from peftlab.task import Source
@@ -150,30 +150,30 @@ def test_a_bad_line_is_named_with_its_file(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "train.jsonl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"train\.jsonl, line 3: "):
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
 
 
 def test_lines_end_only_at_a_newline(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes('\ufeff{"a": "one\u2028two\x85"}\r\n   \n{"a": "\\ud83d\\ude00"}'.encode())
-    assert sources.read_rows(path) == [{"a": "one\u2028two\x85"}, {"a": "\U0001f600"}]
+    assert rowfiles.read_rows(path) == [{"a": "one\u2028two\x85"}, {"a": "\U0001f600"}]
 
 
 def test_a_json_file_that_is_no_list(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     path.write_text('{"a": 1}')
     with pytest.raises(UserError, match="no list of rows"):
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
     path.write_text('[{"a": 1}, 2]')
     with pytest.raises(UserError, match="row 2"):
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
 
 
 def test_a_file_cut_in_the_middle(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl.gz", [{"a": "x" * 5000, "b": number} for number in range(500)])
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot read"):
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("builtins.open", refused)
     with pytest.raises(UserError, match="Permission denied"):
-        sources.read_rows(path)
+        rowfiles.read_rows(path)
 
 
 # ------------------------------------------------------------------------------------------------------- mirror

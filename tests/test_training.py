@@ -240,6 +240,8 @@ def test_amp_on_and_off_in_one_process(
     assert losses(plain) == losses(again)
     assert losses(mixed) == pytest.approx(losses(plain), rel=0.05)
     assert [step.grad_norm for step in mixed] == pytest.approx([step.grad_norm for step in plain], rel=0.3)
+    resolved, built, _ = prepared(folder, **{"train.mixed_precision": precision})
+    assert training.start(built, resolved).scaler.is_enabled() is (precision == "fp16")
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:

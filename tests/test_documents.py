@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import documents
-from peftlab import loading
 from peftlab.cli import arguments
-from peftlab.protocols import names
 
+SOURCE = documents.ROOT / "src" / "peftlab"
 FOUND = [
-    pytest.param(page, command, id=f"{page.relative_to(documents.ROOT)}: {command.text.strip()[:60]}")
-    for page in documents.PAGES
-    for command in documents.commands(page.read_text(encoding="utf-8"))
+    (page, command) for page in documents.PAGES for command in documents.commands(page.read_text(encoding="utf-8"))
 ]
 
 
 def test_there_are_commands_to_look_at() -> None:
     assert len(FOUND) > 100
-    with_commands = {page.name for page, _ in (found.values for found in FOUND)}
+    with_commands = {page.name for page, _ in FOUND}
     assert {"README.md", "moving.md", "choosing.md", "troubleshooting.md", "cli.md", "tasks.md"} <= with_commands
 
 
-@pytest.mark.parametrize(("page", "command"), FOUND)
+@pytest.mark.parametrize(
+    ("page", "command"), FOUND, ids=[f"{page.relative_to(documents.ROOT)}: {one.text[:60]}" for page, one in FOUND]
+)
 def test_a_command_of_a_page_is_one(page: Path, command: documents.Command, monkeypatch: pytest.MonkeyPatch) -> None:
     found = documents.take_apart(command)
     settings = documents.settings_of(found)
@@ -46,6 +46,23 @@ def _resolves(path: str, settings: list[str], monkeypatch: pytest.MonkeyPatch) -
         return
     if values.get("task", "gsm8k").startswith("./"):
         return
-    spec = arguments.load_spec(path, values)
-    assert spec.task.name in [*names("tasks"), spec.task.name]
-    assert isinstance(spec, loading.RunSpec)
+    assert arguments.load_spec(path, values).folder == path.rstrip("/")
+
+
+def test_the_tree_in_the_readme_is_the_real_one() -> None:
+    text = (documents.ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("## What lies where")[1].split("```")[1]
+    named = {name for line in tree.splitlines() for name in re.findall(r"^(\w+)/", line)}
+    tracked = {"experiments", "configs", "examples", "src", "tests", "benchmarks", "demo", "docs"}
+    assert named == tracked and all((documents.ROOT / name).is_dir() for name in tracked)
+    files = re.findall(r"\b\w+\.py\b", tree)
+    assert len(files) > 20 and [name for name in files if not (SOURCE / name).is_file()] == []
+    folders = {name for line in tree.splitlines() if line.startswith("  ") for name in re.findall(r"(\w+)/", line)}
+    real = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()} | {"tasks"}
+    assert folders == real
+
+
+def test_every_module_stands_in_the_layout() -> None:
+    text = (documents.ROOT / "docs" / "design" / "layout.md").read_text(encoding="utf-8")
+    modules = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(name for name in modules if f"`{name}`" not in text) == []

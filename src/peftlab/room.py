@@ -1,6 +1,7 @@
 """What a run can lower when memory runs out: its own settings with their values, the cheapest first.
 
-Measures nothing and changes nothing; the advice travels as a note on the error. The order is that of docs/troubleshooting.md.
+Measures nothing and changes nothing; the advice travels as a note on the error. Its order is that of
+docs/troubleshooting.md.
 """
 
 from __future__ import annotations

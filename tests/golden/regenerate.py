@@ -15,6 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch
+
 import toy
 from peftlab import loading, measure, runs
 from peftlab.groups import GROUPS
@@ -90,7 +92,8 @@ def platform_name() -> str:
 
 
 def losses() -> dict[str, list[float]]:
-    """Losses of six steps of each case."""
+    """Losses of six steps of each case, on one thread."""
+    torch.set_num_threads(1)
     found = {}
     for name, changes in CASES.items():
         with tempfile.TemporaryDirectory() as root:

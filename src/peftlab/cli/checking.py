@@ -47,7 +47,7 @@ def check(words: Sequence[str], *, with_model: bool, dialect: str | None = None)
 
 
 def _targets(path: str) -> list[str]:
-    """A task, a task file, an experiment folder, or all experiment folders below a folder."""
+    """A task or its file, an experiment's folder or file, a folder of such files, or all experiments below one."""
     folder = Path(path)
     if not folder.is_dir():
         if path == DEFAULT_FOLDER:
@@ -55,6 +55,9 @@ def _targets(path: str) -> list[str]:
                 f"nothing to check: there is no folder {DEFAULT_FOLDER}/ here", fix="name folders or task files"
             )
         return [path]
+    singles = sorted(str(file) for file in folder.iterdir() if file.suffix in YAML_SUFFIXES)
+    if singles and not any((folder / name).is_file() for name in (ADAPTER_FILE, *PARAMETER_FILES)):
+        return singles
     shared = shared_files()
     files = (file for file in folder.rglob("*.json") if file.name not in shared)
     inside = {

@@ -365,9 +365,7 @@ def _save(reading: Reading) -> dict[str, Any]:
 
 def _track(reading: Reading) -> dict[str, Any]:
     if "training.report_to" not in reading.given:
-        reading.notes.append(
-            "no training.report_to: no tracker is told; the usual one: track.report_to=tensorboard"
-        )
+        reading.notes.append("no training.report_to: no tracker is told; the usual one: track.report_to=tensorboard")
         return {}
     named = reading.file.training.report_to
     return {"report_to": [name for name in ([named] if isinstance(named, str) else named) if name != "none"]}

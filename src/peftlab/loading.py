@@ -145,7 +145,8 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     if task is not None:  # another task has its own limits and rows
         defaults = GenerationSettings()
         plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
-        plain["data"].update(train_split=None, max_characters=None, train_rows=None, valid_rows=None, test_rows=None)
+        rows = dict.fromkeys(("train_split", "max_characters", "train_rows", "valid_rows", "test_rows"))
+        plain["data"].update(rows, prompt=None)
     for key, value in overrides.items():
         group, dot, name = key.partition(".")
         _refuse_rows(key, spec.task)

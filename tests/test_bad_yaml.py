@@ -214,6 +214,47 @@ def test_output_elsewhere_is_the_users_own_word(place: Place) -> None:
     assert (elsewhere / "adapter_model.safetensors").is_file() and not (place.root.parent / "up").exists()
 
 
+def test_output_through_a_link_out_of_the_folder(place: Place) -> None:
+    elsewhere = place.root.parent / "elsewhere"
+    elsewhere.mkdir()
+    Path("out").symlink_to(elsewhere)
+    for folder in ("out", "out/mine"):
+        path = put(foreign(place, training__output_dir=folder))
+        place.refuses("run", path, "data.forgetting=null", says=(f'"{folder}" lies outside the current folder',))
+    Path("around").symlink_to("around")
+    path = put(foreign(place, training__output_dir="around/mine"))
+    place.refuses("run", path, "data.forgetting=null", says=("save.output_dir = around/mine: no files can be written",))
+    Path("inside").symlink_to("task")
+    path = put(foreign(place, training__output_dir="inside/mine"))
+    place.refuses("run", path, "data.forgetting=null", "data.max_length=0", says=("data", "max_length"))
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("name", ["results", "temporary_results", "cancelled_results", "results/mine", "store"])
+def test_output_into_the_results(place: Place, name: str) -> None:
+    """Refused before anything is there, by the file's word and by the user's, also above or inside them."""
+    results = "store/results" if name == "store" else "results"
+    says = (f"save.output_dir = {name}: that is", "where results are kept")
+    words = ("data.forgetting=null", "--results", results)
+    place.refuses("run", put(foreign(place, training__output_dir=name)), *words, says=says)
+    path = put(foreign(place))
+    place.refuses("run", path, *words, f"save.output_dir={place.root / name}", says=says[1:])
+    assert not Path("store").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("a_file/mine", "Not a directory"), ("a_file/much/deeper", "Not a directory"), ("x" * 300, "File name too long")],
+    ids=["a file on the way", "further up", "too long a name"],
+)
+def test_output_that_cannot_be_written(place: Place, folder: str, why: str) -> None:
+    Path("a_file").write_text("mine")
+    before = sorted(place.root.iterdir())
+    path = put(foreign(place, training__output_dir=folder))
+    place.refuses("run", path, "data.forgetting=null", says=(f"save.output_dir = {folder}", "no files can be", why))
+    assert sorted({*place.root.iterdir()} - {path.resolve(), place.root / "mine.yaml"}) == before
+
+
 def test_a_checkpoint_of_another_run(place: Place) -> None:
     """Both runs are named; nothing of either is touched."""
     folder = place.experiment(train={"max_steps": 3, "evaluate": "none"})

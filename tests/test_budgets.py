@@ -127,7 +127,7 @@ def test_a_number_of_validations(tmp_path: Path) -> None:
         for event in found
         if isinstance(event, Evaluated) and event.evaluation.part == "valid"
     ]
-    assert steps == [2, 4, 6]
+    assert steps == [2, 5, 7]
 
 
 def test_no_checkpoints_and_no_validations_when_not_wanted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from peftlab.record import Cost
 from peftlab.verdicts.arms import BareModel, Reader
 from peftlab.verdicts.compare import Comparison
 from peftlab.verdicts.statistics import holm, mean_over_seeds, paired_difference, paired_over_seeds, wilson
-from peftlab.verdicts.table import sheets
+from peftlab.verdicts.table import scores, sheets
 from verdict_material import NUM_ITEMS, Lab, between
 
 
@@ -220,7 +220,7 @@ def test_arms_of_one_name_are_told_apart_and_runs_are_counted_once(lab: Lab) -> 
 
 def test_test_runs_partial_data_and_costs_are_shown(lab: Lab) -> None:
     costs = [
-        Cost(seconds={"train": 10.0 + seed}, memory_bytes={"maximum": 2.0**30}, num_trainable_parameters=7)
+        Cost(seconds={"train": 10.0 + seed}, memory_bytes={"maximum": 2.0**30, "before_model": 2.0**28}, num_trainable_parameters=7)
         for seed in (0, 1)
     ]
     lab.run("lora/r16", 0, lab.outcomes(0.5), cost=costs[0])
@@ -228,9 +228,26 @@ def test_test_runs_partial_data_and_costs_are_shown(lab: Lab) -> None:
     table = lab.table()
     (arm,) = table.arms
     assert (arm.category, arm.partial, arm.status) == ("main and test", True, "finished")
-    assert (arm.costs.train_seconds, arm.costs.peak_memory_bytes, arm.costs.adapter_bytes) == (10.5, 2.0**30, None)
+    assert (arm.costs.train_seconds, arm.costs.peak_memory_bytes, arm.costs.adapter_bytes) == (10.5, 0.75 * 2.0**30, None)
     assert any("part of the data set" in note for note in table.notes)
     assert any("category test" in note for note in table.notes)
+
+
+def test_memory_is_above_the_level_before_the_model_or_unknown(lab: Lab) -> None:
+    """An absolute size of one run never stands beside an increase of another."""
+    known = {"maximum": 5 * 2.0**30, "before_model": 2.0**30}
+    lab.run("lora/r16", 0, lab.outcomes(0.5), cost=Cost(memory_bytes=known))
+    lab.run("lora/r8", 0, lab.outcomes(0.4), cost=Cost(memory_bytes={"maximum": 5 * 2.0**30}))
+    lab.run("ia3/two", 0, lab.outcomes(0.3), cost=Cost(memory_bytes=known))
+    lab.run("ia3/two", 1, lab.outcomes(0.3), cost=Cost(memory_bytes={"maximum": 5 * 2.0**30}))
+    table = lab.table()
+    assert {arm.label: arm.costs.peak_memory_bytes for arm in table.arms} == {
+        "lora/r16": 4 * 2.0**30,
+        "lora/r8": None,
+        "ia3/two": None,
+    }
+    sheet = scores(table)
+    assert [row[sheet.columns.index("added GiB")] for row in sheet.rows][:2] == ["4.00", "-"]
 
 
 def test_unlike_settings_are_pointed_out(lab: Lab) -> None:

@@ -161,7 +161,7 @@ KEYS: list[tuple[str, Any, str, Any]] = [
     ("dataset.train_split", "train[7]", "task.train.split", "train[7:8]"),
     ("dataset.test_split", "test[10:20]", "task.test.split", "test[10:20]"),
     ("dataset.eval_split", "validation", "task.valid.split", "validation"),
-    ("dataset.eval_split", "validation", "train.eval_steps", 500),
+    ("dataset.eval_split", "validation", "train.eval_steps", None),
     ("dataset.max_length", 99, "data.max_length", 99),
     ("sft.max_seq_length", 77, "data.max_length", 77),
     ("dataset.name", "gsm8k", "task.train.dataset", "openai/gsm8k"),
@@ -193,6 +193,28 @@ def test_validation_on_the_way(tmp_path: Path) -> None:
     assert (spec.train.eval_steps, spec.train.total_eval_times) == (None, 4)
     assert load(tmp_path, rows | {"training.eval_strategy": "epoch"}).train.eval_strategy == "epoch"
     assert not load(tmp_path, {"training.eval_strategy": "epoch"}).train.validates
+
+
+def test_validation_that_the_file_does_not_time(tmp_path: Path) -> None:
+    """The usual 500 steps may be more than the epochs have, and then nothing is validated: so nothing is, and said so."""
+    rows = {"dataset.eval_split": "validation", "dataset.test_split": "test"}
+    spec = load(tmp_path, rows)
+    assert (spec.train.eval_steps, spec.train.validates) == (None, False)
+    assert any("no training.eval_steps: not validated" in note for note in spec.notes)
+    spec = load(tmp_path, {"dataset.eval_split": "validation"})  # then those rows are what is scored at the end
+    assert spec.task.valid is None and spec.task.test is not None and spec.task.test.split == "validation"
+    short = load(tmp_path, rows, overrides={"train.max_steps": 20})
+    assert short.train.eval_steps == 20 and any("after the last of 20 steps" in note for note in short.notes)
+    long = load(tmp_path, rows, overrides={"train.max_steps": 2000})
+    assert long.train.eval_steps == 500 and not any("training.eval_steps" in note for note in long.notes)
+    for setting, given in (("eval_steps", 7), ("total_eval_times", 3)):
+        spec = load(tmp_path, rows, overrides={f"train.{setting}": given})
+        assert getattr(spec.train, setting) == given and spec.train.validates
+        assert not any("training.eval_steps" in note for note in spec.notes)
+    assert load(tmp_path, rows, overrides={"train.eval_strategy": "epoch"}).train.validates
+    assert load(tmp_path, rows | {"training.load_best_model_at_end": True}).train.eval_steps == 500
+    with pytest.raises(UserError, match=r"eval_steps \(500\) is larger than max_steps \(20\)"):
+        load(tmp_path, rows | {"training.eval_steps": 500}, overrides={"train.max_steps": 20})
 
 
 def test_validation_rows_are_the_test_where_nothing_is_validated_on_the_way(tmp_path: Path) -> None:
@@ -253,6 +275,27 @@ def test_an_optimizer_can_imply_a_quantised_base(tmp_path: Path) -> None:
     assert load(tmp_path, {"training.optim": "adamw_torch_4bit"}).quant.compute_dtype == "float16"
     outright = {"model.quantization": {"load_in_8bit": False}, "training.optim": "paged_adamw_8bit"}
     assert load(tmp_path, outright).quant.method is None
+
+
+def test_another_optimizer_implies_nothing_of_the_file(tmp_path: Path) -> None:
+    for name in ("paged_adamw_8bit", "adamw_torch_4bit"):
+        spec = load(tmp_path, {"training.optim": name}, overrides={"optim.optimizer": "AdamW"})
+        assert (spec.quant.method, spec.optim.optimizer) == (None, "AdamW")
+        assert not any("training.optim" in note for note in spec.notes)
+    outright = {"model.quantization": {"load_in_8bit": True}}
+    assert load(tmp_path, outright, overrides={"optim.optimizer": "AdamW"}).quant.method == "bnb-int8"
+
+
+def test_weight_decay_of_biases_and_head_is_said(tmp_path: Path) -> None:
+    def said(changes: dict[str, Any], **more: Any) -> list[str]:
+        return [note for note in load(tmp_path, changes, **more).notes if "weight_decay" in note]
+
+    decay = {"training.weight_decay": 0.1}
+    assert len(said(decay | {"peft.bias": "lora_only"})) == len(said(decay, base=CLASSES)) == 1
+    assert "0.1" in said(decay, base=CLASSES)[0] and "those of the head" in said(decay, base=CLASSES)[0]
+    assert not said(decay) and not said({"peft.bias": "all"}) and not said({}, base=CLASSES)
+    assert not said(decay, base=CLASSES, overrides={"optim.weight_decay": 0})
+    assert said({}, base=CLASSES, overrides={"optim.weight_decay": 0.2})
 
 
 def test_the_global_batch_counts_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,6 +470,21 @@ def test_the_output_folder_belongs_to_one_run(folder: Path) -> None:
     elsewhere = loading.load(path, seed=1, overrides=QUICK | {"save.output_dir": str(folder / "rows")})
     with pytest.raises(UserError, match=r"files that are not of this run: test\.jsonl"):
         runs.run(elsewhere, store)
+
+
+def test_an_output_folder_that_breaks_on_the_way_costs_no_run(folder: Path) -> None:
+    path = write(folder / "mine.yaml", TINY)
+    store = RunStore("results")
+    spec = loading.load(path, overrides=QUICK | {"train.evaluate": "none"})
+    with pytest.raises(UserError, match=rf"Not a directory.*{spec.stem} is kept"):
+        for event in runs.events(spec, store):
+            if type(event).__name__ == "Started":
+                assert not (folder / "outputs").exists()
+                (folder / "outputs").write_text("in the way")
+    (folder / "outputs").unlink()
+    assert [record.status for record in store.records()] == ["finished"]
+    runs.run(spec, store)
+    assert (folder / "outputs" / "mine" / "trainer_state.json").is_file()
 
 
 def test_rows_that_are_scored_are_not_trained_on(folder: Path) -> None:

@@ -158,6 +158,8 @@ def test_columns_directions_and_what_is_shown_first(lab: Lab) -> None:
     shown = [column.name for column in sheet.columns if column.shown]
     assert shown[:5] == ["experiment", "method", "seeds", "train_seconds", "score"]
     assert len(shown) == 9
+    titles = {column.name: column.title for column in sheet.columns}
+    assert all(titles[name].startswith("memory added") for name in ("memory_max", "memory_99th", "memory_avg"))
 
 
 def test_what_was_not_measured_says_why(lab: Lab) -> None:
@@ -377,10 +379,30 @@ def test_imported_results_are_unpaired(place: Path) -> None:
     assert row.unpaired == "no outcomes per item were stored"
     theirs = a_new_file()
     last = theirs["train_info"]["metrics"][-1]
-    assert (found["score"], found["train_loss"]) == (last["test accuracy"], last["train loss"])
+    assert (found["score"], found["train_samples"]) == (last["test accuracy"], last["train samples"])
+    assert found["train_loss"] is None and "not the loss of the last step" in row.unknown["train_loss"]
     assert found["total_seconds"] == pytest.approx(theirs["run_info"]["total_time"])
     assert found["memory_max"] == theirs["train_info"]["accelerator_memory_max"]
     assert row.unknown["base_score"] == "the benchmark does not score the starting model"
+
+
+def test_the_older_of_two_imported_results_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older, newer = a_new_file(), a_new_file()
+    older["train_info"]["metrics"][-1]["test accuracy"] = 600 / 1319
+    newer["run_info"]["created_at"] = "2026-07-21T10:00:00+00:00"
+    for name, one in (("older", older), ("newer", newer)):
+        Path(f"{name}.json").write_text(json.dumps(one))
+    assert main(["results", "import", "--format", "s0", "older.json", "newer.json"]) == 0
+    assert main(["report"]) == 0
+    found = Reader(Path("report.html").read_text()).data
+    (row,) = found.sheets[0].rows
+    assert cells(found.sheets[0], row)["score"] == 636 / 1319
+    (gone,) = found.left_out
+    assert "stands for it" in gone.reason and gone.name not in gone.reason
+    capsys.readouterr()
+    assert main(["compare"]) == 0
+    printed = capsys.readouterr().out
+    assert gone.name in printed and "stands for it" in printed
 
 
 def test_report_loads_no_torch(place: Path) -> None:

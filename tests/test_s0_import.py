@@ -12,6 +12,7 @@ import pytest
 
 from peftlab.cli import main
 from peftlab.errors import UserError
+from peftlab.verdicts import columns
 from peftlab.verdicts.compare import compare
 from s0_material import a_new_file, an_old_file, imported
 from verdict_material import Lab, between
@@ -26,7 +27,8 @@ def test_an_old_file_becomes_a_run_with_what_it_knows(tmp_path: Path) -> None:
     metric = test.metrics["exact_match_s0"]
     assert metric.mean == 352 / 1002
     assert metric.n is None and metric.standard_error is None, "352 of 1002 is no share of 1319"
-    assert record.cost.memory_bytes == {"average": 14229219940, "percentile_99": 19115624366, "maximum": 24847056896}
+    memory = {"average": 14229219940, "percentile_99": 19115624366, "maximum": 24847056896}
+    assert record.cost.memory_bytes == {**memory, "before_model": 0}, "the file counts from that level"
     assert record.cost.adapter_bytes == 1157064 and record.cost.num_trainable_parameters is None
     assert "train" not in record.cost.seconds and record.cost.unknown["train"]
     assert record.provenance["model"]["revision"] == "m" * 40
@@ -51,6 +53,35 @@ def test_a_new_file_has_its_error_bar_and_costs(tmp_path: Path) -> None:
     assert record.training["forgetting"]["change"] == 0.05
     assert record.curve == {"step": [2500, 5000], "loss": [0.8, 0.8]}
     assert record.cost.train_tokens == 4198051 and record.cost.num_parameters == 3221924864
+    found = columns.values(record)
+    assert (found["train_samples"], found["memory_max"], found["train_seconds"]) == (20000, 300, 600.0)
+    assert found["train_loss"] is None and record.training["mean_loss"] == 0.6
+    assert "not the loss of the last step" in columns.reason(record, "train_loss")
+
+
+@pytest.mark.parametrize(("finished", "last"), [(True, 5001), (False, 5000)])
+def test_times_without_the_last_steps_are_no_train_time(tmp_path: Path, finished: bool, last: int) -> None:
+    result = a_new_file()
+    rows = result["train_info"]["metrics"]
+    rows[-1]["step"] = last
+    if not finished:
+        result["train_info"] |= {"status": "canceled", "metrics": rows[:-1]}
+    (record,) = imported(tmp_path, result)
+    assert columns.values(record)["train_seconds"] is None
+    assert "steps after the validation at step 5000" in columns.reason(record, "train_seconds")
+    assert record.cost.seconds == {"validation": 40.0, "other": 960.0}
+
+
+def test_of_two_files_of_one_run_the_older_is_named(tmp_path: Path) -> None:
+    newer, other = a_new_file(), a_new_file()
+    newer["run_info"]["created_at"] = "2026-07-21T10:00:00+00:00"
+    other["run_info"]["train_config"] = {**other["run_info"]["train_config"], "seed": 1}
+    old, new, seed = imported(tmp_path, a_new_file(), newer, other)
+    found = compare([old, new, seed])
+    (arm,) = found.tables[0].arms
+    assert arm.seeds == (0, 1) and found.statuses == {"finished": 2}
+    (gone,) = found.left_out
+    assert (gone.stem, gone.status) == (old.stem, "finished") and new.stem in gone.reason
 
 
 def test_what_s0_got_wrong_stays_out(tmp_path: Path) -> None:
@@ -134,6 +165,11 @@ def test_compare_shows_imported_runs_and_pairs_none(tmp_path: Path) -> None:
         ("run_info/train_config/model_id", 7, ("run_info.train_config.model_id",)),
         ("run_info/train_config/seed", -1, ("run_info.train_config.seed",)),
         ("run_info/peft_config", {"r": 8}, ("run_info.peft_config.peft_type", "missing")),
+        ("run_info/peft_config", {"peft_type": "../x"}, ("run_info.peft_config.peft_type", "../x")),
+        ("run_info/train_config/optimizer_kwargs", {"lr": "1e-4"}, ("optimizer_kwargs.lr", "1e-4", "number")),
+        ("run_info/train_config/optimizer_kwargs", {"weight_decay": -1}, ("optimizer_kwargs.weight_decay", "-1")),
+        ("train_info/train_time", -5, ("train_info.train_time", "-5")),
+        ("train_info/metrics/2/train samples", 0.5, ("metrics[2].train samples", "whole number")),
         ("train_info/status", "done", ("train_info.status", "done")),
         ("train_info/metrics", [], ("train_info.metrics", "no test accuracy")),
         ("train_info/metrics/2/test accuracy", 1.01, ("metrics[2].test accuracy", "1.01")),

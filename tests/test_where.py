@@ -278,6 +278,13 @@ def test_columns_of_a_record() -> None:
     assert columns.reason(record, "forgetting") == "not asked for"
     unknown = a_record(cost=Cost(unknown={"memory_bytes": "the system does not tell"}))
     assert columns.reason(unknown, "memory_max") == "the system does not tell"
+    memory = {"average": 2.0, "percentile_99": 3.0, "maximum": 5.0}
+    above = columns.values(a_record(cost=Cost(memory_bytes={**memory, "before_model": 1.5})))
+    assert (above["memory_avg"], above["memory_99th"], above["memory_max"]) == (0.5, 1.5, 3.5)
+    absolute = a_record(cost=Cost(memory_bytes=memory))
+    for name in ("memory_avg", "memory_99th", "memory_max"):
+        assert columns.values(absolute)[name] is None
+        assert "level before the model" in columns.reason(absolute, name)
 
 
 def test_select_names_what_no_record_has() -> None:

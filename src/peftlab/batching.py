@@ -147,20 +147,27 @@ def total_steps(
     Passes over the rows and rows are counted exactly; a token budget ends with the step that reaches it. The tail of
     a pass is a step of its own.
     """
-    if train.max_steps is not None:
-        return train.max_steps
+    counted = counted_steps(len(rows), settings, train, world_size=world_size)
+    if counted is not None:
+        return counted
+    assert train.max_train_tokens is not None
     stream = Stream(rows, settings, seed, world_size=world_size)
-    per_pass = math.ceil(len(rows) / stream.rows_per_step)
-    if train.max_train_tokens is not None:
-        seen = steps = 0
-        while seen < train.max_train_tokens:
-            seen += sum(len(row.ids) for row in stream.take())
-            steps += 1
-        return steps
-    samples = train.max_train_samples or (train.num_train_epochs or 0) * len(rows)
-    passes = int(samples // len(rows))
-    rest = math.ceil(samples - passes * len(rows) - 1e-9)
-    return passes * per_pass + math.ceil(rest / stream.rows_per_step)
+    seen = steps = 0
+    while seen < train.max_train_tokens:
+        seen += sum(len(row.ids) for row in stream.take())
+        steps += 1
+    return steps
+
+
+def counted_steps(num_rows: int, settings: BatchSettings, train: TrainSettings, *, world_size: int = 1) -> int | None:
+    """The same where the number of rows is enough to know it; None for a budget of tokens."""
+    if train.max_steps is not None or train.max_train_tokens is not None:
+        return train.max_steps
+    per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * world_size
+    samples = train.max_train_samples or (train.num_train_epochs or 0) * num_rows
+    passes = int(samples // num_rows)
+    rest = math.ceil(samples - passes * num_rows - 1e-9)
+    return passes * math.ceil(num_rows / per_step) + math.ceil(rest / per_step)
 
 
 class Stream:

@@ -88,7 +88,9 @@ class TrainSettings(Settings):
     max_train_tokens: int | None = setting(None, "budget in tokens (padding not counted), instead of max_steps", gt=0)
     eval_strategy: Literal["no", "steps", "epoch"] = setting("steps", "when to validate")
     eval_steps: int | None = setting(None, "validate every so many steps; null: not during training", gt=0)
-    total_eval_times: int | None = setting(None, "validate so many times, evenly, instead of eval_steps", gt=0)
+    total_eval_times: int | None = setting(
+        None, "validate so many times, the last at the end; instead of eval_steps", gt=0
+    )
     evaluate: Literal["none", "valid", "all"] = setting("all", "which evaluations `run` makes", key="none")
     mixed_precision: Literal["no", "bf16", "fp16"] = setting("no", "autocast during training (AMP)")
     load_best_model_at_end: bool = setting(False, "keep the checkpoint with the best validation metric")

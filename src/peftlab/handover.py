@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from peftlab import models
@@ -25,18 +25,57 @@ from peftlab.spec import RunSpec
 MARK = "peftlab.json"
 """Says which run the other files are of."""
 
+_ELSEWHERE = "make it possible, or name another folder: save.output_dir=..."
 _PREFIXES = {"valid": "eval", "test": "test"}
 
 
-def check(spec: RunSpec) -> None:
-    """See that the run may write where it is told to.
+def check(spec: RunSpec, *, apart: Iterable[Path]) -> None:
+    """See that the run may and can write where it is told to; writes nothing that stays.
+
+    Args:
+        spec: The run.
+        apart: Folders of results, which must not be mixed up with it.
 
     Raises:
-        UserError: The folder holds files of somebody else.
+        UserError: The folder holds files of somebody else, is or holds or lies in one of results, or cannot be made.
     """
-    if spec.save.output_dir is None:
+    folder = _folder(spec)
+    if folder is None:
         return
-    folder = Path(spec.save.output_dir).expanduser()
+    try:
+        mixed = [str(place) for place in apart if _is_within(folder, place) or _is_within(place, folder)]
+        if mixed:
+            raise UserError(
+                f"save.output_dir = {folder}: that is {mixed[0]}, or around or inside it, where results are kept",
+                fix="name a folder beside it, such as save.output_dir=outputs/mine",
+            )
+        _refuse_strangers(spec, folder)
+        with TemporaryFile(dir=_nearest(folder)):
+            pass
+    except (OSError, ValueError) as error:
+        raise UserError(f"save.output_dir = {folder}: no files can be written there: {error}", fix=_ELSEWHERE) from None
+
+
+def _folder(spec: RunSpec) -> Path | None:
+    return None if spec.save.output_dir is None else Path(os.path.expanduser(spec.save.output_dir))
+
+
+def _is_within(inner: Path, outer: Path) -> bool:
+    return Path(os.path.realpath(inner)).is_relative_to(os.path.realpath(outer))
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or what is there of the way to it."""
+    for place in (folder, *folder.parents):
+        try:
+            os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return place
+    return Path.cwd()
+
+
+def _refuse_strangers(spec: RunSpec, folder: Path) -> None:
     if folder.is_file() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"save.output_dir = {folder}: there is a file of that name", fix="name another folder")
     inside = sorted(os.listdir(folder)) if folder.is_dir() else []
@@ -63,12 +102,21 @@ def write(spec: RunSpec, record: Record, curve: Sequence[Mapping[str, Any]], pay
         payload: Its folder among the results; the weights in it may have been cleaned.
 
     Raises:
-        UserError: The folder holds files of somebody else.
+        UserError: The folder holds files of somebody else, or cannot be written.
     """
-    if spec.save.output_dir is None:
+    folder = _folder(spec)
+    if folder is None:
         return
-    check(spec)
-    folder = Path(spec.save.output_dir).expanduser()
+    try:
+        _refuse_strangers(spec, folder)
+        _fill(folder, spec, record, curve, payload)
+    except OSError as error:
+        raise UserError(
+            f"save.output_dir = {folder}: {error}; the run itself is finished, {record.stem} is kept", fix=_ELSEWHERE
+        ) from None
+
+
+def _fill(folder: Path, spec: RunSpec, record: Record, curve: Sequence[Mapping[str, Any]], payload: Path) -> None:
     weights = payload / "adapter"
     mark = {"run": record.stem, "key": record.key, "record": digest(to_json(record)), "weights": weights.is_dir()}
     if (_owner(folder) or {}) == mark:

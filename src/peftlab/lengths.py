@@ -151,7 +151,8 @@ def _widths() -> Any:
 
 def padding(rows: Sequence[TokenRow], batch: BatchSettings, *, seed: int, num_processes: int) -> Mapping[str, float]:
     """For each order of rows the share of padding in the positions that its first pass computes."""
-    return {order: _padding(rows, batch, order, seed, num_processes) for order in ORDERS}
+    orders = dict.fromkeys((*ORDERS, batch.order))
+    return {order: _padding(rows, batch, order, seed, num_processes) for order in orders}
 
 
 def _padding(rows: Sequence[TokenRow], batch: BatchSettings, order: str, seed: int, num_processes: int) -> float:

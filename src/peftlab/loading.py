@@ -17,7 +17,7 @@ from peftlab.folders import read
 from peftlab.groups import BUDGETS, GROUPS, GenerationSettings
 from peftlab.settings import validated
 from peftlab.spec import RunSpec
-from peftlab.task import Source, Task, task_of
+from peftlab.task import Source, Task, task_of, template_fields
 from peftlab.task import load as load_task
 
 _VALIDATIONS = ("eval_strategy", "eval_steps", "total_eval_times")
@@ -45,11 +45,11 @@ def load(
     Raises:
         UserError: Anything wrong in the folder, the files or the overrides.
     """
-    launched = os.environ.get("WORLD_SIZE")  # a launcher's word: it decides the rows of a step
+    launched = _launched()
     experiment = read(
         path,
         dialect=dialect,
-        overrides={**({"launch.num_processes": int(launched)} if launched else {}), **(overrides or {})},
+        overrides={**({"launch.num_processes": launched} if launched else {}), **(overrides or {})},
     )
     where = experiment.where
     plain: dict[str, Any] = {name: dict(_group(experiment.parameters, name, where)) for name in GROUPS}
@@ -62,7 +62,7 @@ def load(
     for key, value in (overrides or {}).items():
         _override(plain, top, key, value)
     if launched:  # where the experiment has none
-        plain["launch"].setdefault("num_processes", int(launched))
+        plain["launch"].setdefault("num_processes", launched)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         plain["launch"].setdefault("deepspeed", os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"))
     if overrides or task is not None or seed is not None:
@@ -83,6 +83,16 @@ def load(
     parts = {"folder": str(experiment.path), "task": resolved_task, "adapter": experiment.adapter}
     groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
+
+
+def _launched() -> int | None:
+    """The number of processes that a launcher started, where one did: it decides the rows of a step."""
+    size = os.environ.get("WORLD_SIZE")
+    if size is None or "RANK" not in os.environ:
+        return None
+    if not size.isdecimal() or int(size) < 1:
+        raise UserError(f"the variable WORLD_SIZE = {size!r} is no number of processes", fix="unset it")
+    return int(size)
 
 
 def _task(named: Any, where: str) -> Task:
@@ -110,7 +120,9 @@ def _refuse_escape(folder: str | None, overrides: Mapping[str, Any], where: str)
     if folder is None or "save.output_dir" in overrides:
         return
     parts = Path(folder).parts
-    if not parts or Path(folder).is_absolute() or ".." in parts or folder.startswith("~") or "\\" in folder:
+    odd = not parts or Path(folder).is_absolute() or ".." in parts or folder.startswith("~")
+    odd = odd or "\\" in folder or "\0" in folder
+    if odd or Path.cwd().resolve() not in Path(os.path.realpath(folder)).parents:  # a link may lead out
         raise UserError(
             f"{where}: save.output_dir = {json.dumps(folder)[:200]} lies outside the current folder, or is no folder",
             fix="if you want it there, say so yourself on the command line: save.output_dir=...",
@@ -289,6 +301,11 @@ def _with_data(task: Task, data: Any) -> Task:
         changes["train"] = _trained_on(changes.get("train", task.train), data, task.name)
     if data.prompt is not None:
         changes["prompt"] = data.prompt
+        if task.reference in template_fields(data.prompt):
+            raise UserError(
+                f"data.prompt = {json.dumps(data.prompt)[:80]} shows {{{task.reference}}}, which is the answer",
+                fix=f"leave {{{task.reference}}} out of the prompt",
+            )
         given = {**{name: getattr(task, name) for name in type(task).model_fields}, **changes}
         return validated(type(task), given, where=f"data.prompt = {json.dumps(data.prompt)}", fix=_LISTED)
     return task.model_copy(update=changes)

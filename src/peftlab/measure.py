@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -31,26 +29,6 @@ RESUME_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 def now() -> str:
     """The current time, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class Split:
-    """Wall seconds by phase: `with split("train"): ...`; phases may be entered again."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Add the body's wall time to `phase`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - start)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Add seconds measured elsewhere."""
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 def reset_peak_memory() -> str | None:

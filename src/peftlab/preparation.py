@@ -27,6 +27,7 @@ class Due:
 
     eval_strategy: str
     eval_steps: int | None
+    eval_at: frozenset[int] | None
     save_strategy: str
     save_steps: int
 
@@ -39,8 +40,6 @@ class Due:
         """
         train = spec.train
         every = train.eval_steps
-        if train.total_eval_times is not None:
-            every = max(1, total_steps // train.total_eval_times)
         if train.eval_strategy == "steps" and every is not None and every > total_steps:
             raise UserError(
                 f"train.eval_steps ({every}) is larger than the {total_steps} steps that the budget comes to",
@@ -49,17 +48,39 @@ class Due:
         return cls(
             eval_strategy=train.eval_strategy,
             eval_steps=every,
+            eval_at=_evenly(train.total_eval_times, total_steps) if train.total_eval_times else None,
             save_strategy="no" if spec.launch.deepspeed else spec.save.save_strategy,
             save_steps=spec.save.save_steps,
         )
 
     def validation(self, step: Step) -> bool:
         """Whether the validation rows are scored after this step."""
+        if self.eval_at is not None:
+            return self.eval_strategy == "steps" and step.step in self.eval_at
         return _falls_due(self.eval_strategy, self.eval_steps, step)
 
     def checkpoint(self, step: Step) -> bool:
         """Whether a checkpoint is written after this step."""
         return _falls_due(self.save_strategy, self.save_steps, step)
+
+
+def check_schedule(spec: RunSpec, rows: data.Rows) -> None:
+    """See that the run reaches its first validation, before anything is scored.
+
+    Raises:
+        UserError: It does not.
+    """
+    steps = None
+    if rows.train:
+        size = processes.world().size
+        steps = batching.counted_steps(len(rows.train), spec.batch, spec.train, world_size=size)
+    if steps is not None:
+        Due.of(spec, steps)
+
+
+def _evenly(times: int, total_steps: int) -> frozenset[int]:
+    """So many steps, as far apart as they can be; the last is the end of the budget."""
+    return frozenset(max(1, round(number * total_steps / times)) for number in range(1, times + 1))
 
 
 def _falls_due(strategy: str, every: int | None, step: Step) -> bool:

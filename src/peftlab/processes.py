@@ -53,7 +53,7 @@ def join(declared: int) -> World:
     Raises:
         UserError: The launcher started another number of processes.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else 1
     if started != declared:
         raise UserError(
             f"launch.num_processes = {declared}, but the launcher started {started}",

@@ -88,6 +88,12 @@ class Cost(Part):
     shared_machine: bool = False
     unknown: dict[str, str] = {}
 
+    def added_bytes(self, name: str) -> float | None:
+        """Memory above the level before the model was loaded; None where either is not known."""
+        memory = self.memory_bytes or {}
+        value, level = memory.get(name), memory.get("before_model")
+        return None if value is None or level is None else value - level
+
 
 class Record(Part):
     """What is known about one run.

@@ -98,7 +98,7 @@ def _led(spec: RunSpec, store: RunStore, options: Options) -> Events:
     place = Path(spec.folder) if spec.folder else Path.cwd()
     folder = place.parent if place.is_file() else place
     git = measure.git_snapshot(folder, branch=options.branch, apart=store.places.all())
-    handover.check(spec)
+    handover.check(spec, apart=store.places.all())
     if options.resume_from_checkpoint is not None:
         yield Stage(text=resuming.check(options.resume_from_checkpoint, spec, store))
     with store.claim(spec, category=git["category"], rerun=options.rerun) as slot:
@@ -145,6 +145,8 @@ def _work(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Map
     yield Stage(text=f"reading the rows of {spec.task.name}")
     rows = data.load(spec)
     scoring.same_rows(slot, rows, spec)
+    if trained is None:
+        preparation.check_schedule(spec, rows)
     if slot.finished is None:
         slot.part_seconds("data", time.perf_counter() - started)
     if trained is None:

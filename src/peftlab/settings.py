@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
+from pydantic_core import ErrorDetails
 
 from peftlab.errors import UserError, nearest
 
@@ -102,12 +102,6 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
         if found:
             return found
     return None
-
-
-def default_of(model: type[BaseModel], name: str) -> Any:
-    """The default of a field, built when it is a factory; None for a required one."""
-    value = model.model_fields[name].get_default(call_default_factory=True)
-    return None if value is PydanticUndefined else value
 
 
 # ------------------------------------------------------------------------------------------------- reading files

@@ -154,7 +154,9 @@ class RunSpec(Settings):
         """The bare model: reference, content and arithmetic."""
         arithmetic = ("id", "revision", "dtype", "attn_implementation", "matmul_precision", "trust_remote_code")
         plain = {name: value for name, value in declared(self.model, "train").items() if name in arithmetic}
-        return {**plain, **references.content(self.model.id, self.model.revision)}
+        quant = declared(self.quant, "train")
+        content = references.content(self.model.id, self.model.revision)
+        return {**plain, **content, **({"quant": quant} if quant else {})}
 
 
 def method_name(adapter: Mapping[str, Any] | None) -> str:

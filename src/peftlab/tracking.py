@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Saved, Started, Step
 from peftlab.payload import EVALUATIONS
 from peftlab.protocols import Tracked, TrackerSession, find
@@ -38,7 +39,13 @@ def check(spec: RunSpec) -> None:
         UserError: A tracker that does not exist, or whose extra is not installed.
     """
     for name in spec.track.report_to:
-        find("trackers", name, where="track.report_to").check()
+        tracker = find("trackers", name, where="track.report_to")
+        try:
+            tracker.check()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a library that is broken is met again, and passed over, when it opens
+            _logger.debug("tracker '%s' cannot be looked at: %s", name, error)
 
 
 def tracked(work: Work, spec: RunSpec, slot: Slot, bases: Path) -> Work:

@@ -184,9 +184,7 @@ def forward(built: Built, batch: Batch, *, labelled: bool = False) -> Any:
     return built.model(**inputs)
 
 
-def _own_objective(
-    built: Built, outputs: Any, batch: Batch, found: loss.LossSum, state: State
-) -> torch.Tensor | None:
+def _own_objective(built: Built, outputs: Any, batch: Batch, found: loss.LossSum, state: State) -> torch.Tensor | None:
     """The term that a method adds to the loss: its own function, or what its labelled loss has beyond ours.
 
     Looked for once, on the first batch of step 1; a difference that is not rounding belongs to the method.

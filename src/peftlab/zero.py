@@ -18,6 +18,11 @@ from peftlab.settings import read_json
 from peftlab.spec import RunSpec
 
 STAGES = (1, 2)
+_SECTIONS = {
+    *("zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+    *("gradient_clipping", "steps_per_print", "wall_clock_breakdown", "communication_data_type"),
+}
+"""Sections of a DeepSpeed config that do not change a result, or that are compared with the experiment's settings."""
 
 
 class Zero:
@@ -64,6 +69,14 @@ def _config(path: Path, spec: RunSpec) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"launch.deepspeed: no such file: {path}", fix="name a DeepSpeed config (JSON)")
     config = read_json(path)
+    strange = sorted(set(config) - _SECTIONS)
+    if strange:
+        raise UserError(
+            f"{path}: {', '.join(strange)}: only what leaves the result as it is may stand there",
+            fix=f"set them in the experiment; sections taken: {', '.join(sorted(_SECTIONS))}",
+        )
+    if not isinstance(config.get("zero_optimization", {}), dict):
+        raise UserError(f"{path}: 'zero_optimization' must be an object", fix='write {"stage": 2}')
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in STAGES:
         raise UserError(

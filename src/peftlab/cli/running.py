@@ -107,7 +107,8 @@ def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     lines.update(_scores(record, store))
     lines["training"] = units.duration(cost.seconds.get("train"))
     lines["all phases"] = units.duration(sum(cost.seconds.values())) if cost.seconds else None
-    lines["memory"] = units.size((cost.memory_bytes or {}).get("maximum"))
+    size = units.size((cost.memory_bytes or {}).get("maximum"))
+    lines["memory"] = f"{size} ({cost.memory_kind})" if size and cost.memory_kind else size
     if trainable is not None and total is not None:
         lines["trainable"] = f"{trainable:,} of {total:,} parameters ({units.share(trainable, total)})"
     lines["adapter"] = units.size(cost.adapter_bytes)

@@ -5,6 +5,7 @@ A setting that the benchmark cannot express is an error that names the field and
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Mapping
 from typing import Any
@@ -87,12 +88,18 @@ def _optimizer_kwargs(run: Run) -> dict[str, Any]:
     return {"lr": run.get("optim.learning_rate"), **kept, **rest}
 
 
+def warms_up_longer(run: Run) -> bool:
+    """Whether the warm-up is a step longer than S0's: a share of the steps is rounded up here, and down there."""
+    steps = _WARMUP * _max_steps(run)
+    return run.get("optim.warmup_steps") == _WARMUP and math.ceil(steps) > int(steps)
+
+
 def _scheduler(run: Run) -> str | None:
     kind, warmup = run.get("optim.lr_scheduler_type"), run.get("optim.warmup_steps")
     fix = "s0 knows cosine after a warm-up of a tenth of the steps, and null without one"
     if kind not in ("cosine", "constant"):
         raise run.cannot("lr_scheduler", f"optim.lr_scheduler_type = {kind}", fix)
-    wanted = (_WARMUP, int(_WARMUP * _max_steps(run))) if kind == "cosine" else (0, 0.0)
+    wanted = (_WARMUP, int(_WARMUP * _max_steps(run))) if kind == "cosine" else (0,)
     if warmup not in wanted:
         raise run.cannot("lr_scheduler", f"optim.warmup_steps = {warmup} with {kind}", fix)
     return kind if kind == "cosine" else None

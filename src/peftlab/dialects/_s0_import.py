@@ -95,7 +95,7 @@ def import_result(result: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "peft_config" not in run.data:
         raise run.wrong("peft_config", "is missing")
     if peft_config is not None:
-        run.section("peft_config").text("peft_type")
+        _peft_type(run.section("peft_config"))
     rows = _metrics(train)
     key, status = digest(result), own.text("status", None) or _status(run, train)
     test, validations = _test(train, rows, status, own), _validations(rows)
@@ -140,6 +140,12 @@ def _experiment(run: _Section) -> str:
     return name
 
 
+def _peft_type(adapter: _Section) -> None:
+    name = adapter.text("peft_type")
+    if not _SAFE_NAME.fullmatch(name):
+        raise adapter.wrong("peft_type", f"= {name[:60]!r} is no name of a method")
+
+
 def _created_at(run: _Section) -> str:
     text: str = run.text("created_at")
     try:
@@ -163,7 +169,8 @@ def _status(run: _Section, train: _Section) -> str:
 
 def _spec(config: _Section, adapter: Mapping[str, Any] | None, task: str) -> dict[str, Any]:
     """The parameters under our names, as far as the file has them."""
-    kwargs = dict(config.get("optimizer_kwargs", dict, "object", {}))
+    optimizer = config.section("optimizer_kwargs", {})
+    kwargs = {name: value for name, value in optimizer.data.items() if name not in ("lr", "weight_decay")}
     named = {
         "model": {
             "id": config.text("model_id"),
@@ -175,8 +182,8 @@ def _spec(config: _Section, adapter: Mapping[str, Any] | None, task: str) -> dic
         },
         "optim": {
             "optimizer": config.text("optimizer_type", None),
-            "learning_rate": kwargs.pop("lr", None),
-            "weight_decay": kwargs.pop("weight_decay", None),
+            "learning_rate": optimizer.number("lr", None),
+            "weight_decay": optimizer.number("weight_decay", None),
             "optimizer_kwargs": kwargs or None,
             "lr_scheduler_type": config.text("lr_scheduler", "constant"),
             "max_grad_norm": config.number("grad_norm_clip", None),
@@ -278,36 +285,54 @@ def _training(run: _Section, rows: Sequence[_Section], own: _Section) -> dict[st
         "step": steps,
         "role": "last",
         "last_step": steps,
-        "final_loss": last.number("train loss", None) if last else None,
+        "samples": last.count("train samples", None) if last else None,
+        "final_loss": None,  # of the last step; the file has means
+        "mean_loss": last.number("train loss", None) if last else None,
         "forgetting": {"text": "finewiki", "change": change, "reason": reason},
     }
 
 
 def _cost(run: _Section, train: _Section, rows: Sequence[_Section]) -> dict[str, Any]:
-    """Seconds by kind where the rows tell them; bytes are above the level before the run."""
+    """Seconds by kind where the rows tell them all; bytes are above the level before the run."""
+    train.number("train_time", None)  # not kept: the benchmark counts tokenising and the test in it
     total, between = run.number("total_time", None), [row for row in rows if "valid accuracy" in row.data]
     kinds = {"train": "train time", "validation": "eval time"}
     sums = {kind: [row.number(name, None) for row in between] for kind, name in kinds.items()}
     seconds = {kind: float(sum(found)) for kind, found in sums.items() if found and None not in found}
+    unknown = _unknown_times(rows, between, seconds)
+    for kind in unknown:
+        seconds.pop(kind, None)
     if total is not None:
         seconds["other"] = max(0.0, float(total) - sum(seconds.values()))
     age = "accelerator" if any(name.startswith("accelerator_") for name in train.data) else "cuda"
     names = {"average": "memory_reserved_avg", "percentile_99": "memory_reserved_99th", "maximum": "memory_max"}
     memory = {ours: train.number(f"{age}_{name}", None, least=-math.inf) for ours, name in names.items()}
+    memory["before_model"] = 0  # these bytes are counted from there
     size = train.count("file_size", None)
-    unknown = {"train": "the file has no times of steps"} if "train" not in seconds else {}
+    unknown["train_loss"] = "the file has means over the steps since a validation, not the loss of the last step"
     if size == UNSAVED_BYTES:
         unknown["adapter_bytes"] = f"the file says {UNSAVED_BYTES}, which stands for an adapter that was not saved"
     return {
         "seconds": seconds,
         "train_tokens": rows[-1].count("train total tokens", None) if rows else None,
         "memory_bytes": memory if None not in memory.values() else None,
-        "memory_kind": "reserved bytes above the level before the run",
+        "memory_kind": "reserved bytes above the level before the model was loaded",
         "num_trainable_parameters": train.count("num_trainable_params", None),
         "num_parameters": train.count("num_total_params", None),
         "adapter_bytes": None if size == UNSAVED_BYTES else size,
         "unknown": unknown,
     }
+
+
+def _unknown_times(
+    rows: Sequence[_Section], between: Sequence[_Section], seconds: Mapping[str, float]
+) -> dict[str, str]:
+    """Times of steps are in the rows of validations: those of the steps after the last validation are nowhere."""
+    if "train" not in seconds:
+        return {"train": "the file has no times of steps"}
+    if "test accuracy" in rows[-1].data and rows[-1].count("step") == between[-1].count("step"):
+        return {}
+    return {"train": f"the file has no times of the steps after the validation at step {between[-1].count('step')}"}
 
 
 # ------------------------------------------------------------------------------------------------------- meta_info

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from peftlab.dialects._s0_config import eval_steps, train_config, validations
+from peftlab.dialects._s0_config import eval_steps, train_config, validations, warms_up_longer
 from peftlab.dialects._s0_record import Run, gathered
 
 OWN_SECTION = "peftlab_info"
@@ -286,6 +286,8 @@ def _own_section(run: Run, unknown: dict[str, str]) -> dict[str, Any]:
     differs = {name: run.get(name) for name, plain in PROTOCOL.items() if run.get(name) not in (None, plain)}
     if run.get("train.mixed_precision") == "bf16":
         differs["train.mixed_precision"] = "bf16"
+    if warms_up_longer(run):
+        differs["optim.warmup_steps"] = run.get("optim.warmup_steps")
     if run.rows.get("partial"):
         differs["partial"] = run.rows["partial"]
     for name in ("target", "stop", "grader"):

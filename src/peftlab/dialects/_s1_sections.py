@@ -191,6 +191,10 @@ def given(file: File) -> set[str]:
     return names
 
 
+VALIDATING = ("eval_strategy", "eval_steps", "load_best_model_at_end", "early_stopping_patience")
+"""Settings of `train` that, on the command line, ask for validation or say when."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """A file that is being put into our own words.
@@ -217,6 +221,29 @@ class Reading:
     def is_graded(self) -> bool:
         """Whether a grader fits its answers."""
         return self.classifies or bool(self.modes)
+
+    @property
+    def eval_steps(self) -> int | None:
+        """Steps between validations; None: nobody names them, and the usual number may be more than the epochs have.
+
+        There a run that is too short for it is not validated. Where the steps are known it is validated at its end.
+        """
+        training, steps = self.file.training, self.overrides.get("train.max_steps")
+        if "training.eval_steps" in self.given:
+            return training.eval_steps
+        if isinstance(steps, int) and steps > 0:
+            return min(training.eval_steps, steps)
+        wanted = training.load_best_model_at_end or any(f"train.{name}" in self.overrides for name in VALIDATING)
+        return training.eval_steps if wanted else None
+
+    @property
+    def validates(self) -> bool:
+        """Whether validation rows, if there are any, are scored on the way."""
+        training = self.file.training
+        if training.eval_strategy != "steps":
+            return training.eval_strategy == "epoch"
+        asked = training.total_eval_times is not None or "train.total_eval_times" in self.overrides
+        return asked or self.eval_steps is not None
 
     def error(self, key: str, says: str, fix: str) -> UserError:
         """A mistake in the value of a key."""

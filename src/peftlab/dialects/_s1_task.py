@@ -51,7 +51,7 @@ def _sources(reading: Reading) -> dict[str, Any]:
         reading.notes.append(f"dataset.name: {dataset.name} is now {name}")
     splits = {"train": dataset.train_split, "valid": dataset.eval_split, "test": dataset.test_split}
     if splits["test"] is None and splits["valid"] is not None:
-        if reading.file.training.eval_strategy == "no":
+        if not reading.validates:
             splits["test"], splits["valid"] = splits["valid"], None
         else:
             reading.notes.append("no dataset.test_split: the scores are those of the validation rows")

@@ -6,7 +6,6 @@ seen twice, a seed that changes nothing). Which settings exist, and what they do
 
 from __future__ import annotations
 
-import math
 import os
 import string
 from collections.abc import Mapping, Sequence
@@ -188,7 +187,8 @@ def to_native(found: Foreign) -> Native:
     merged = {**shared, **(found.parameters or {})}
     task = merged.pop("task", TASK)
     flat = _merged_flat(merged, shared, found.where, source)
-    optim, notes = _optim(flat, found.where)
+    steps = found.overrides.get("train.max_steps")
+    optim, notes = _optim(flat, found.where, steps if isinstance(steps, int) else None)
     parameters = {
         "task": task,
         "seed": flat.seed,
@@ -246,8 +246,11 @@ def _flat(given: Mapping[str, Any], where: str) -> Flat:
     return flat
 
 
-def _optim(flat: Flat, where: str) -> tuple[dict[str, Any], list[str]]:
-    """The optimizer with every number written out that the benchmark leaves to a library's default."""
+def _optim(flat: Flat, where: str, steps: int | None) -> tuple[dict[str, Any], list[str]]:
+    """The optimizer with every number written out that the benchmark leaves to a library's default.
+
+    `steps` is the budget where the command line gives another one: the warm-up is a tenth of it, rounded down.
+    """
     name, rest = flat.optimizer_type, dict(flat.optimizer_kwargs)
     own_rate, own_decay = _OPTIMIZERS[name]
     notes = []
@@ -262,7 +265,7 @@ def _optim(flat: Flat, where: str) -> tuple[dict[str, Any], list[str]]:
         raise UserError(f"{where}: 'optimizer_kwargs': {name} has no weight_decay", fix="remove it")
     if own_decay and decay_name not in rest:
         notes.append(f"optimizer_kwargs without weight_decay: {name}'s own {own_decay} stands, not the defaults' value")
-    warmup = int(0.1 * flat.max_steps)
+    warmup = int(0.1 * (steps or flat.max_steps))
     optim = {
         "optimizer": name,
         "learning_rate": rest.pop("lr", own_rate),
@@ -272,8 +275,6 @@ def _optim(flat: Flat, where: str) -> tuple[dict[str, Any], list[str]]:
         "warmup_steps": warmup if flat.lr_scheduler else 0,
         "max_grad_norm": flat.grad_norm_clip,
     }
-    if flat.lr_scheduler and math.ceil(0.1 * flat.max_steps) == warmup:
-        optim["warmup_steps"] = 0.1  # the same number of steps, and it follows max_steps on the command line
     return optim, notes
 
 

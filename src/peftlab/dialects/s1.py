@@ -171,6 +171,8 @@ def _quant(reading: Reading) -> dict[str, Any]:
         raise reading.error("model.quantization", "asks for 8 and for 4 bits", "choose one")
     if said is not None:
         bits = 8 if said.load_in_8bit else 4 if said.load_in_4bit else None
+    elif "optim.optimizer" in reading.overrides:
+        bits = None  # another optimizer: the name in the file, and what it implies, are out
     else:
         bits = 8 if "8bit" in name else 4 if "4bit" in name or "qlora" in name else None
         if bits is not None:
@@ -229,8 +231,14 @@ def _optim(reading: Reading) -> dict[str, Any]:
         raise unknown_name("optimizer", name, OPTIMIZERS, where=f"{reading.where}: 'training.optim'")
     if schedule not in SCHEDULES:
         raise unknown_name("schedule", schedule, SCHEDULES, where=f"{reading.where}: 'training.lr_scheduler_type'")
-    if "4bit" in name:
+    if "4bit" in name and "optim.optimizer" not in reading.overrides:
         reading.notes.append(f"training.optim: {name}: the optimizer's own state is kept in full precision")
+    decay = reading.overrides.get("optim.weight_decay", training.weight_decay)
+    if decay and (reading.classifies or reading.file.peft.bias != "none"):
+        reading.notes.append(
+            f"optim.weight_decay: {decay} holds for every trained tensor; the library's Trainer leaves out biases and "
+            f"norms, and {'those of the head' if reading.classifies else 'biases'} are trained here"
+        )
     return {
         "optimizer": OPTIMIZERS[name],
         "learning_rate": training.learning_rate,
@@ -277,7 +285,7 @@ def _overridden(reading: Reading, setting: str, value: int) -> int:
 def _train(reading: Reading, *, validates: bool) -> dict[str, Any]:
     training = reading.file.training
     train = {"num_train_epochs": training.num_train_epochs, "mixed_precision": _precision(reading)}
-    validates = validates and reading.is_graded and training.eval_strategy != "no"
+    validates = validates and reading.is_graded and reading.validates
     if not reading.is_graded:
         train["evaluate"] = "none"
         reading.notes.append(
@@ -290,9 +298,24 @@ def _train(reading: Reading, *, validates: bool) -> dict[str, Any]:
         train["eval_strategy"] = "epoch"
     elif training.total_eval_times is not None:
         train["total_eval_times"] = training.total_eval_times
-    else:
-        train["eval_steps"] = training.eval_steps
+    elif reading.eval_steps is not None:
+        train["eval_steps"] = reading.eval_steps
+    _note_unwritten(reading)
     return train | (_best(reading, validates=validates) if training.load_best_model_at_end else {})
+
+
+def _note_unwritten(reading: Reading) -> None:
+    """What becomes of validation where the file names rows for it, but not its steps."""
+    training = reading.file.training
+    if reading.file.dataset.eval_split is None or not reading.is_graded or training.eval_strategy != "steps":
+        return
+    if not reading.validates:
+        reading.notes.append(
+            f"no training.eval_steps: not validated on the way, as the usual {training.eval_steps} steps may be more "
+            "than there are; to have it: train.eval_steps=... or train.total_eval_times=..."
+        )
+    elif reading.eval_steps is not None and reading.eval_steps < training.eval_steps:
+        reading.notes.append(f"no training.eval_steps: validated after the last of {reading.eval_steps} steps")
 
 
 def _precision(reading: Reading) -> str:

@@ -52,6 +52,7 @@ class Costs:
     """Means over the seeds; None where a run did not measure it. Seconds and bytes.
 
     Attributes:
+        peak_memory_bytes: Above the level before the model was loaded.
         shared_machine: Whether other work ran on the machine: then times are upper bounds.
     """
 
@@ -118,6 +119,22 @@ def unique(records: Iterable[Record]) -> list[Record]:
     for record in sorted(records, key=lambda one: (one.status == "finished", one.category == "main", one.created_at)):
         best[record.arm, record.seed] = record
     return sorted(best.values(), key=lambda one: (one.experiment, one.arm, one.seed))
+
+
+def superseded(records: Iterable[Record]) -> list[LeftOut]:
+    """Finished imported results that another one stands for: two files may have one configuration and seed."""
+    found = list(records)
+    shown = {(record.arm, record.seed): record for record in unique(found)}
+    pairs = [(record, shown[record.arm, record.seed]) for record in found]
+    return [
+        LeftOut(
+            stem=old.stem,
+            status=old.status,
+            reason=f"another imported result of this configuration and seed stands for it: {new.stem}",
+        )
+        for old, new in pairs
+        if old.imported_from is not None and old.status == "finished" and old.key != new.key
+    ]
 
 
 def final(record: Record, part: str) -> list[Evaluation]:
@@ -281,7 +298,7 @@ def _costs(records: Sequence[Record]) -> Costs:
     costs = [record.cost for record in records]
     return Costs(
         train_seconds=mean(cost.seconds.get("train") for cost in costs),
-        peak_memory_bytes=mean((cost.memory_bytes or {}).get("maximum") for cost in costs),
+        peak_memory_bytes=mean(cost.added_bytes("maximum") for cost in costs),
         num_trainable_parameters=mean(cost.num_trainable_parameters for cost in costs),
         adapter_bytes=mean(cost.adapter_bytes for cost in costs),
         shared_machine=any(cost.shared_machine for cost in costs),

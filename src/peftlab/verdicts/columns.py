@@ -17,6 +17,7 @@ Kind = Literal["text", "number", "count", "seconds", "bytes", "time"]
 Direction = Literal["lower", "higher"]
 
 NOT_RECORDED = "not in the record"
+NO_LEVEL = "the level before the model was loaded is not in the record"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Column:
 
 
 def _memory(name: str) -> Callable[[Record], Any]:
-    return lambda record: (record.cost.memory_bytes or {}).get(name)
+    return lambda record: record.cost.added_bytes(name)
 
 
 COLUMNS = (
@@ -65,14 +66,14 @@ COLUMNS = (
     ),
     Column(
         name="train_loss",
-        title="train loss",
+        title="train loss, last step",
         kind="number",
         pick=lambda record: record.training.get("final_loss"),
         direction="lower",
     ),
     Column(
         name="memory_max",
-        title="memory, maximum",
+        title="memory added, maximum",
         kind="bytes",
         pick=_memory("maximum"),
         direction="lower",
@@ -80,7 +81,7 @@ COLUMNS = (
     ),
     Column(
         name="memory_99th",
-        title="memory, 99th percentile",
+        title="memory added, 99th percentile",
         kind="bytes",
         pick=_memory("percentile_99"),
         direction="lower",
@@ -88,7 +89,7 @@ COLUMNS = (
     ),
     Column(
         name="memory_avg",
-        title="memory, average",
+        title="memory added, average",
         kind="bytes",
         pick=_memory("average"),
         direction="lower",
@@ -158,7 +159,9 @@ def reason(record: Record, name: str) -> str:
     if name == "forgetting":
         found = record.training.get("forgetting") or {}
         return str(found.get("reason") or record.training.get("forgetting_unavailable") or NOT_RECORDED)
-    return record.cost.unknown.get(BY_NAME[name].why) or record.cost.unknown.get(name) or NOT_RECORDED
+    why = BY_NAME[name].why
+    otherwise = NO_LEVEL if why == "memory_bytes" and record.cost.memory_bytes else NOT_RECORDED
+    return record.cost.unknown.get(why) or record.cost.unknown.get(name) or otherwise
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Literal
 from peftlab.errors import UserError
 from peftlab.record import Record
 from peftlab.store import RunStore
-from peftlab.verdicts.arms import Arm, BareModel, Base, FolderOf, LeftOut, Reader, Scored, by_task, unique
+from peftlab.verdicts.arms import Arm, BareModel, Base, FolderOf, LeftOut, Reader, Scored, by_task, superseded, unique
 from peftlab.verdicts.statistics import Difference, holm, paired_difference, paired_over_seeds
 
 LEVEL = 0.05
@@ -106,7 +106,7 @@ def compare(
     """Compare finished runs, and word what their scores allow to be said.
 
     Args:
-        records: Any; those that are not finished are named in `left_out`.
+        records: Any; those that are not finished are named in `left_out`, and imported ones that another stands for.
         folder_of: Where the outcomes of a record's evaluation lie; None: as in the results folder `results`.
         metric: None: the primary metric of each task.
         part: Which rows: `test` or `valid`.
@@ -127,7 +127,7 @@ def compare(
         counts[record.status] = counts.get(record.status, 0) + 1
     return Comparison(
         tables=tuple(_table(task, part, name, rows, folder_of, bases) for task, (name, rows) in tables.items()),
-        left_out=tuple(left_out),
+        left_out=(*left_out, *superseded(records)),
         statuses=dict(sorted(counts.items())),
     )
 

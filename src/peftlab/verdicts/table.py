@@ -36,9 +36,9 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 
 
 def scores(table: Table) -> Sheet:
-    """A line per arm and per bare model, best first, with the costs."""
+    """A line per arm and per bare model, best first, with costs; memory above the level before the model was loaded."""
     measured = ("experiment", "method", "seeds", "items", table.metric, "95 % interval", "before")
-    columns = (*measured, "train s", "peak GiB", "trainable", "adapter MiB", "notes")
+    columns = (*measured, "train s", "added GiB", "trainable", "adapter MiB", "notes")
     rows = [*(_arm(arm, table) for arm in table.arms), *(_base(base, table) for base in table.bases)]
     notes = [f"{name}: {number(value)}" for name, value in table.baselines.items()]
     better = "higher is better" if table.direction == "higher" else "lower is better"

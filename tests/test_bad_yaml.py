@@ -214,9 +214,8 @@ def test_output_elsewhere_is_the_users_own_word(place: Place) -> None:
     assert (elsewhere / "adapter_model.safetensors").is_file() and not (place.root.parent / "up").exists()
 
 
-def test_output_through_a_link_out_of_the_folder(place: Place) -> None:
-    elsewhere = place.root.parent / "elsewhere"
-    elsewhere.mkdir()
+def test_output_through_a_link_out_of_the_folder(place: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("outside")
     Path("out").symlink_to(elsewhere)
     for folder in ("out", "out/mine"):
         path = put(foreign(place, training__output_dir=folder))

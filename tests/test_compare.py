@@ -219,16 +219,14 @@ def test_arms_of_one_name_are_told_apart_and_runs_are_counted_once(lab: Lab) -> 
 
 
 def test_test_runs_partial_data_and_costs_are_shown(lab: Lab) -> None:
-    costs = [
-        Cost(seconds={"train": 10.0 + seed}, memory_bytes={"maximum": 2.0**30, "before_model": 2.0**28}, num_trainable_parameters=7)
-        for seed in (0, 1)
-    ]
+    memory = {"maximum": 2.0**30, "before_model": 2.0**28}
+    costs = [Cost(seconds={"train": 10.0 + seed}, memory_bytes=memory, num_trainable_parameters=7) for seed in (0, 1)]
     lab.run("lora/r16", 0, lab.outcomes(0.5), cost=costs[0])
     lab.run("lora/r16", 1, lab.outcomes(0.5), cost=costs[1], category="test", training={"partial": True})
     table = lab.table()
     (arm,) = table.arms
     assert (arm.category, arm.partial, arm.status) == ("main and test", True, "finished")
-    assert (arm.costs.train_seconds, arm.costs.peak_memory_bytes, arm.costs.adapter_bytes) == (10.5, 0.75 * 2.0**30, None)
+    assert (arm.costs.train_seconds, arm.costs.peak_memory_bytes, arm.costs.adapter_bytes) == (10.5, 3 * 2.0**28, None)
     assert any("part of the data set" in note for note in table.notes)
     assert any("category test" in note for note in table.notes)
 

@@ -160,7 +160,7 @@ KEYS: list[tuple[str, Any, str, Any]] = [
     ("dataset.train_split", "train[:5000]", "task.train.split", "train[:5000]"),
     ("dataset.train_split", "train[7]", "task.train.split", "train[7:8]"),
     ("dataset.test_split", "test[10:20]", "task.test.split", "test[10:20]"),
-    ("dataset.eval_split", "validation", "task.valid.split", "validation"),
+    ("dataset.eval_split", "validation", "task.test.split", "validation"),
     ("dataset.eval_split", "validation", "train.eval_steps", None),
     ("dataset.max_length", 99, "data.max_length", 99),
     ("sft.max_seq_length", 77, "data.max_length", 77),
@@ -196,7 +196,7 @@ def test_validation_on_the_way(tmp_path: Path) -> None:
 
 
 def test_validation_that_the_file_does_not_time(tmp_path: Path) -> None:
-    """The usual 500 steps may be more than the epochs have, and then nothing is validated: so nothing is, and said so."""
+    """The usual 500 steps may be more than the epochs have, and then nothing would be validated: so nothing is."""
     rows = {"dataset.eval_split": "validation", "dataset.test_split": "test"}
     spec = load(tmp_path, rows)
     assert (spec.train.eval_steps, spec.train.validates) == (None, False)
@@ -308,6 +308,7 @@ def test_the_global_batch_counts_the_processes(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"global_batch_size' = 48 is no multiple of 8 .* x 5"):
         load(tmp_path, whole, overrides={"launch.num_processes": 5})
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     assert load(tmp_path, whole).batch.gradient_accumulation_steps == 3
 
 

@@ -44,17 +44,28 @@ def rows(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> tuple[str, ..
     )
 
 
-def mathematics(tmp_path: Path) -> tuple[str, ...]:
+def mathematics(tmp_path: Path, num_rows: int = 230) -> tuple[str, ...]:
     """A small causal model and worked answers with the columns of MetaMathQA."""
     toy.save_model(tmp_path / "model")
     found = [
         {"query": f"What is {row['question']}?", "response": f"Sum. The answer is: {row['answer']}"}
-        for row in toy.rows(230)
+        for row in toy.rows(num_rows)
     ]
     data = rows(tmp_path / "rows", {"train": found})
-    quick = ("train.max_steps=4", "train.eval_steps=2", "generation.max_new_tokens=4", "data.max_length=256")
-    plain = ("optim.optimizer=AdamW", "model.dtype=float32", "train.mixed_precision=no", "task.valid.split=train[:8]")
+    quick = ("generation.max_new_tokens=4", "data.max_length=256", "task.valid.split=train[:8]")
+    plain = ("optim.optimizer=AdamW", "model.dtype=float32", "train.mixed_precision=no")
     return (f"model.id={tmp_path / 'model'}", *data, *SMALL, *quick, *plain)
+
+
+SHORT = ("train.max_steps=4", "train.eval_steps=2")
+
+
+def header(script: Path) -> list[list[str]]:
+    """The settings of the commands that a script's first lines show, but for the model."""
+    calls = [
+        line.split() for line in script.read_text().splitlines() if line.startswith(f"#   examples/{script.name} ")
+    ]
+    return [[word for word in call[2:] if not word.startswith("model.id=")] for call in calls]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -103,16 +114,19 @@ def test_train_glue(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_train_metamath(tmp_path: Path) -> None:
-    done = call([str(EXAMPLES / "train_metamath.sh"), *mathematics(tmp_path)], tmp_path)
+    """As its first lines call it, with the batch and all but the model and the lengths as they stand."""
+    [words] = header(EXAMPLES / "train_metamath.sh")
+    done = call([str(EXAMPLES / "train_metamath.sh"), *mathematics(tmp_path, 1200), *words], tmp_path)
     assert done.returncode == 0, done.stderr
     record = record_of(tmp_path)
-    assert record["status"] == "finished" and record["training"]["step"] == 4
+    assert record["status"] == "finished" and record["training"]["step"] == 30
+    assert [one["checkpoint"] for one in record["evaluations"] if one["part"] == "valid"] == [10, 20, 30]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes_by_either_launcher_are_one_run(tmp_path: Path, launcher: str) -> None:
-    done = call([str(EXAMPLES / "train_multi_gpu.sh"), *mathematics(tmp_path)], tmp_path, LAUNCHER=launcher)
+    done = call([str(EXAMPLES / "train_multi_gpu.sh"), *mathematics(tmp_path), *SHORT], tmp_path, LAUNCHER=launcher)
     assert done.returncode == 0, done.stderr
     record = record_of(tmp_path)
     assert record["status"] == "finished" and record["provenance"]["num_processes"] == 2

@@ -119,6 +119,8 @@ def compare(options: argparse.Namespace) -> None:
         found = {first: child(options, first), second: child(options, second)}
         pairs = list(zip(found["ours"]["losses"], found["plain"]["losses"], strict=True))
         worst = max(abs(a - b) / abs(b) for a, b in pairs)
+        if worst > 1e-5:
+            raise SystemExit(f"the two sides do not train the same: losses differ by {worst:.1e}")
         speed = {side: sum(f["tokens"][1:]) / sum(f["seconds"][1:]) for side, f in found.items()}
         ratios.append(speed["ours"] / speed["plain"])
         print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def test_a_start_that_needs_rows_is_not_quietly_another_start(
     assert main(["check", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "cannot run yet" in shown and "not computable" in shown
+
+
+def test_a_library_that_a_method_needs_and_that_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("sklearn", "sklearn.cluster"):
+        monkeypatch.setitem(sys.modules, name, None)
+    adapter = {"peft_type": "ADAMSS", "r": 4, "num_subspaces": 2, "target_modules": ["q_proj"]}
+    folder = toy.write_experiment(tmp_path, adapter=adapter)
+    assert main(["run", str(folder), "--results", str(tmp_path / "results")]) == 2
+    assert "sklearn" in capsys.readouterr().err.lower().replace("scikit-learn", "sklearn")
+    assert main(["check", str(folder)]) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("architecture", "positions"), [("gpt2", 512), ("bert", 300)])

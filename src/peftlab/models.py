@@ -317,7 +317,7 @@ def adapter_config(
         values["total_step"] = max_steps
     try:
         return config_class(**values), dropped
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{where}: peft refuses this config: {error}", fix="mend the value named") from error
 
 
@@ -360,7 +360,7 @@ def adapt(base: Base, spec: RunSpec, *, calibration: Any = None, total_steps: in
                     model = peft.get_peft_model(
                         base.model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype
                     )
-            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
                 if ran_out_of_memory(error):
                     raise
                 raise _refused(error, base.model, config, where) from error

@@ -203,6 +203,7 @@ def _serve() -> None:
         if child == 0:
             code = 1
             try:
+                torch.set_num_threads(1)  # renews the thread pool after the fork, before several threads want it
                 code = _child(command)
             except BaseException:
                 import traceback

@@ -163,6 +163,10 @@ def _child(command: dict[str, Any], rank: int, port: int) -> int:
         return child
     code = 1
     try:
+        import torch
+
+        # torch renews its thread pool in the first call after a fork; several loading threads at once fail in it
+        torch.set_num_threads(1)
         code = _obey(command, rank, port)
     except BaseException:
         import traceback

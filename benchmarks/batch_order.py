@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    from peftlab import data, loading, preparation, scoring, training
+    from peftlab.config import loading
+    from peftlab.loop import preparation, training
+    from peftlab.rows import data
+    from peftlab.scores import scoring
 
     sides: dict[str, dict[str, Any]] = {}
     for order in ORDERS:
@@ -74,9 +77,10 @@ def _held_out(side: dict[str, Any], *, size: int = 8, count: int = 96) -> float:
     """Loss per answer token over the first test rows, longest first, padding never counted."""
     import torch
 
-    from peftlab import loss, tokenise
-    from peftlab.batching import collate
-    from peftlab.training import forward
+    from peftlab.loop import loss
+    from peftlab.loop.training import forward
+    from peftlab.rows import tokenise
+    from peftlab.rows.batching import collate
 
     built, spec = side["ready"].built, side["spec"]
     rows, _ = tokenise.tokenise(

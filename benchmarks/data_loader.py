@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from peftlab import data, loading, models, tokenise
-from peftlab.batching import Stream, collate
+from peftlab.config import loading
+from peftlab.modelling import models
+from peftlab.rows import data, tokenise
+from peftlab.rows.batching import Stream, collate
 
 ROOT = Path(__file__).resolve().parent.parent
 

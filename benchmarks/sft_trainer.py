@@ -24,7 +24,7 @@ EXPERIMENT = ROOT / "experiments" / "lora" / "smollm2-135m-r16"
 
 def resolve(options: argparse.Namespace) -> Any:
     """The spec that both sides follow."""
-    from peftlab import loading
+    from peftlab.config import loading
 
     overrides = {
         "train.max_steps": options.steps,
@@ -37,11 +37,13 @@ def resolve(options: argparse.Namespace) -> Any:
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """peftlab's own loop."""
-    from peftlab import data, models, tokenise, training
-    from peftlab.batching import Stream
+    from peftlab.loop import training
+    from peftlab.modelling import adapting, models
+    from peftlab.rows import data, tokenise
+    from peftlab.rows.batching import Stream
 
     resolved = resolve(options)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     rows, _ = tokenise.tokenise(
         data.load(resolved).train, built.tokenizer, kind="causal", max_length=512, loss_mask="answer"
     )
@@ -51,7 +53,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """What the other environment needs: rows as text, the model's folder, the adapter."""
-    from peftlab import data, models
+    from peftlab.modelling import models
+    from peftlab.rows import data
 
     resolved = resolve(options)
     rows = [{"prompt": row.prompt, "completion": row.target} for row in data.load(resolved).train]

@@ -25,7 +25,9 @@ RATE = 1e-4
 
 def prepared(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The spec, the built model and its token rows."""
-    from peftlab import data, loading, models, tokenise
+    from peftlab.config import loading
+    from peftlab.modelling import adapting, models
+    from peftlab.rows import data, tokenise
 
     overrides = {
         "optim.learning_rate": RATE,
@@ -37,7 +39,7 @@ def prepared(options: argparse.Namespace) -> tuple[Any, Any, Any]:
         "data.train_rows": 400,
     }
     resolved = loading.load(ROOT / "experiments" / EXPERIMENT[options.adapter], task=options.task, overrides=overrides)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     rows, _ = tokenise.tokenise(
         data.load(resolved).train, built.tokenizer, kind="causal", max_length=512, loss_mask="answer"
     )
@@ -46,8 +48,8 @@ def prepared(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """peftlab's own loop, bare."""
-    from peftlab import training
-    from peftlab.batching import Stream
+    from peftlab.loop import training
+    from peftlab.rows.batching import Stream
 
     resolved, built, rows = prepared(options)
     steps = list(training.steps(built, Stream(rows, resolved.batch, 0), resolved, training.start(built, resolved)))
@@ -60,8 +62,9 @@ def plain(options: argparse.Namespace) -> dict[str, Any]:
     import plain_loop
     import torch
 
-    from peftlab import models, seeds
-    from peftlab.batching import Stream
+    from peftlab import seeds
+    from peftlab.modelling import models
+    from peftlab.rows.batching import Stream
 
     resolved, built, rows = prepared(options)
     stream = Stream(rows, resolved.batch, 0)
@@ -79,9 +82,10 @@ def around(options: argparse.Namespace) -> dict[str, Any]:
     import tempfile
     import time
 
-    from peftlab import loading, runs
+    from peftlab.config import loading
     from peftlab.events import Step
-    from peftlab.store import RunStore
+    from peftlab.job import runs
+    from peftlab.records.store import RunStore
 
     overrides = {
         "train.max_steps": options.steps,

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from peftlab import loading
+from peftlab.config import loading
 from peftlab.errors import UserError
-from peftlab.store import RunStore
+from peftlab.records.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("results/demo")

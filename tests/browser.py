@@ -56,9 +56,9 @@ class Browser:
         assert "error" not in answer, (method, answer["error"])
         return answer["result"]
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path, query: str = "") -> None:
         """Load a file and wait until it is there."""
-        self._page = path.resolve().as_uri()
+        self._page = path.resolve().as_uri() + query
         self.call("Page.navigate", url=self._page)
         self._until(lambda message: message.get("method") == "Page.loadEventFired")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from peftlab import record as records
-from peftlab.record import Cost, Evaluation, Metric, Record
+from peftlab.records import record as records
+from peftlab.records.record import Cost, Evaluation, Metric, Record
 
 TASK = """
 version: 1

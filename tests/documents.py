@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from peftlab.cli import arguments
 from peftlab.cli.verbs import app
-from peftlab.groups import GROUPS
-from peftlab.task import Task
+from peftlab.config.groups import GROUPS
+from peftlab.config.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(

@@ -97,13 +97,14 @@ def _wrap(module: Any, name: str, before: Callable[[], None], *, after: bool = F
 
 def _pause(at: str) -> None:
     """Stop at a moment, leave the mark `paused`, and go on when the mark `go` is there."""
-    from peftlab import models, training
+    from peftlab.loop import training
+    from peftlab.modelling import adapting
 
     def pause() -> None:
         Path("paused").touch()
         until(Path("go"))
 
-    module, name = {"setup": (models, "adapt"), "step": (training, "_update")}[at]
+    module, name = {"setup": (adapting, "adapt"), "step": (training, "_update")}[at]
     _wrap(module, name, pause)
 
 
@@ -143,8 +144,8 @@ def _little_memory(megabytes: int) -> None:
 
 def _child(command: dict[str, Any]) -> int:
     """Carry out one command under its faults; with a small disk once more when there is room again."""
-    from peftlab import runs
     from peftlab.cli import main
+    from peftlab.job import runs
 
     faults = command["faults"]
     os.chdir(command["root"])
@@ -176,7 +177,7 @@ def _child(command: dict[str, Any]) -> int:
 
 
 def _assemble(*args: Any, **more: Any) -> Any:
-    from peftlab.assembly import assemble
+    from peftlab.job.assembly import assemble
 
     return assemble(*args, **more)
 

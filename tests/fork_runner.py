@@ -72,7 +72,10 @@ def _nth(count: int, action: Callable[[], None], original: Callable[..., Any]) -
 
 def _arm(kill: str, count: int) -> None:
     """Make the process kill itself at the `count`-th time of a moment."""
-    from peftlab import checkpoint, evaluation, models, slot, training
+    from peftlab.loop import checkpoint, training
+    from peftlab.modelling import adapting
+    from peftlab.records import slot
+    from peftlab.scores import evaluation
 
     changed: Any = checkpoint
     ending: Any = slot
@@ -80,7 +83,7 @@ def _arm(kill: str, count: int) -> None:
     if kill == "step":
         training._update = _nth(count, _die, training._update)
     elif kill == "setup":
-        models.adapt = _nth(count, _die, models.adapt)
+        adapting.adapt = _nth(count, _die, adapting.adapt)
     elif kill == "validation":
         evaluation.grade = _nth(count, _die, evaluation.grade)
     elif kill == "record":
@@ -110,9 +113,10 @@ def _arm(kill: str, count: int) -> None:
 
 
 def _obey(command: dict[str, Any], rank: int, port: int) -> int:
-    from peftlab import loading, runs
+    from peftlab.config import loading
     from peftlab.errors import UserError
-    from peftlab.store import RunStore
+    from peftlab.job import runs
+    from peftlab.records.store import RunStore
 
     if command["processes"] > 1:
         here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": command["processes"], "MASTER_PORT": port}
@@ -133,11 +137,14 @@ def _warm_up() -> None:
     import tempfile
 
     import toy
-    from peftlab import evaluation, loading, models, runs, weights  # noqa: F401
+    from peftlab.config import loading
+    from peftlab.job import runs  # noqa: F401
+    from peftlab.modelling import adapting, models, weights
+    from peftlab.scores import evaluation
 
     with tempfile.TemporaryDirectory() as root:
         resolved = loading.load(toy.write_experiment(Path(root)))
-        built = models.adapt(models.load(resolved.model, "causal"), resolved)
+        built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
         weights.save(built, Path(root) / "saved")
         evaluation.rehearse(built, [], resolved, [])
 
@@ -165,6 +172,7 @@ def _child(command: dict[str, Any], rank: int, port: int) -> int:
     try:
         import torch
 
+        os.dup2(2, 1)  # the server's answers go there; a library that prints must not come between
         # torch renews its thread pool in the first call after a fork; several loading threads at once fail in it
         torch.set_num_threads(1)
         code = _obey(command, rank, port)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.record import Cost, Record, to_json
+from peftlab.records.record import Cost, Record, to_json
 from verdict_material import Lab
 
 METHODS = {"lora": 2_000_000, "ia3": 40_000, "full": 130_000_000, "prompt": 9_000, "adalora": 3_000_000}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftlab import exchange
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.records import exchange
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 
 FLAT: dict[str, Any] = {
     "model_id": "org/model",

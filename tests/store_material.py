@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftlab import loading
-from peftlab.record import Evaluation, Metric, Record
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
+from peftlab.records.record import Evaluation, Metric, Record
+from peftlab.records.store import RunStore
 
 TASK = """
 version: 1

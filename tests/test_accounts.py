@@ -13,10 +13,16 @@ from typing import Any
 import pytest
 
 import toy
-from peftlab import checkpoint, data, evaluation, loading, measure, models, preflight, runs, weights
-from peftlab.payload import thin
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab import measure
+from peftlab.config import loading
+from peftlab.job import preflight, runs
+from peftlab.loop import checkpoint
+from peftlab.modelling import models, weights
+from peftlab.records.payload import thin
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
+from peftlab.rows import data
+from peftlab.scores import evaluation
 
 
 def run(folder: Path, results: Path, **overrides: Any) -> Record:

@@ -11,21 +11,9 @@ from typing import Any
 import pytest
 
 import toy
-from refusals import Place, working_place
+from refusals import Place
 
 Change = Callable[[Path], object]
-
-
-@pytest.fixture(scope="module")
-def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.save_model(tmp_path_factory.mktemp("shared") / "model")
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, shared_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Place:
-    return working_place(tmp_path, shared_model, monkeypatch, capsys)
 
 
 # -------------------------------------------------------------------------------------------------------------- folders

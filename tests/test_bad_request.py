@@ -8,20 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import toy
-from refusals import Place, working_place
-
-
-@pytest.fixture(scope="module")
-def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.save_model(tmp_path_factory.mktemp("shared") / "model")
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, shared_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Place:
-    return working_place(tmp_path, shared_model, monkeypatch, capsys)
+from refusals import Place
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,9 @@ import pytest
 
 import toy
 from peftlab.dialects.s0 import DEFAULTS_FILE
-from refusals import Place, working_place
+from refusals import Place
 
 PARAMETERS = "training_params.json"
-
-
-@pytest.fixture(scope="module")
-def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.save_model(tmp_path_factory.mktemp("shared") / "model")
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, shared_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Place:
-    return working_place(tmp_path, shared_model, monkeypatch, capsys)
 
 
 def flat(place: Place, own: Any = None, *, shared: Any = None, adapter: Any = toy.LORA) -> Path:
@@ -177,9 +165,7 @@ def test_a_shared_file_in_the_experiment_itself_is_no_experiment(place: Place) -
     place.refuses("run", "experiments/lora", says=("holds no experiment",))
 
 
-@pytest.mark.parametrize("own", [{"dtype": "int8"}, {"dtype": "int4"}, {"init_kv_cache_prefix": "Think."}])
-def test_what_no_code_stands_behind_yet_is_refused_before_loading(place: Place, own: dict[str, Any]) -> None:
+def test_a_prefix_from_a_text_for_what_has_none_is_refused_before_loading(place: Place) -> None:
     """The model's name shows that nothing was looked for: it does not exist."""
-    folder = flat(place, {**own, "model_id": "nobody/nothing"})
-    place.refuses("run", folder, f"task={place.task()}", says=("a later one will",))
-    place.runs("check", "--no-model", folder, f"task={place.task()}")
+    folder = flat(place, {"init_kv_cache_prefix": "Think.", "model_id": "nobody/nothing"})
+    place.refuses("run", folder, f"task={place.task()}", says=("model.kv_prefix_text", "LORA has no key-value prefix"))

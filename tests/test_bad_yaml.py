@@ -11,23 +11,16 @@ import pytest
 import yaml
 
 import toy
-from refusals import Place, left_behind, working_place
+from refusals import Place, left_behind
 
 Write = Callable[[Place], None]
 
 
-@pytest.fixture(scope="module")
-def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.save_model(tmp_path_factory.mktemp("shared") / "model")
-
-
 @pytest.fixture
-def place(
-    tmp_path: Path, shared_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Place:
-    found = working_place(tmp_path, shared_model, monkeypatch, capsys)
-    found.task()
-    return found
+def place(place: Place) -> Place:
+    """With a task in it, whose rows a file may name."""
+    place.task()
+    return place
 
 
 def foreign(place: Place, **changes: Any) -> dict[str, Any]:

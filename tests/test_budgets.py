@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toy
-from peftlab import loading, runs
-from peftlab.batching import Stream, total_steps
+from peftlab.config import loading
+from peftlab.config.groups import BatchSettings, TrainSettings
+from peftlab.config.settings import validated
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Saved, Started, Step
-from peftlab.groups import BatchSettings, TrainSettings
-from peftlab.settings import validated
-from peftlab.store import RunStore
-from peftlab.tokenise import TokenRow
+from peftlab.job import runs
+from peftlab.records.store import RunStore
+from peftlab.rows.batching import Stream, total_steps
+from peftlab.rows.tokenise import TokenRow
 
 BATCH = BatchSettings(per_device_train_batch_size=4, order="file")
 
@@ -86,7 +87,7 @@ def test_a_budget_is_reached_and_not_passed_by_a_step(
         ({"num_train_epochs": 0.0}, "greater than 0"),
         ({"eval_steps": 2, "total_eval_times": 3}, "two ways"),
         ({"eval_strategy": "epoch", "eval_steps": 2}, "leave eval_steps out"),
-        ({"eval_strategy": "no", "eval_steps": 2, "load_best_model_at_end": True}, "need eval_steps"),
+        ({"eval_strategy": "no", "eval_steps": 2, "load_best_model_at_end": True}, "need validations on the way"),
         ({"eval_strategy": "sometimes"}, "eval_strategy"),
     ],
 )
@@ -139,6 +140,17 @@ def test_no_checkpoints_and_no_validations_when_not_wanted(tmp_path: Path) -> No
 def test_a_pass_too_short_for_its_validation(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="larger than the 10 steps that the budget comes to"):
         events_of(tmp_path, train={"num_train_epochs": 1.0, "eval_steps": 11})
+
+
+@pytest.mark.parametrize(("steps", "told"), [(9, True), (10, False)])
+def test_a_budget_of_less_than_a_pass_says_that_nothing_is_validated(tmp_path: Path, steps: int, told: bool) -> None:
+    """40 rows in steps of 4: without a validation there are no best weights to keep."""
+    steered = {"max_steps": steps, "eval_strategy": "epoch", "load_best_model_at_end": True}
+    events = runs.events(loading.load(toy.write_experiment(tmp_path, train=steered)), RunStore(tmp_path / "results"))
+    found = list(events)
+    (started,) = [event for event in found if isinstance(event, Started)]
+    assert any("nothing is validated, and the last weights are kept" in note for note in started.notes) == told
+    assert found[-1].record.training["role"] == ("last" if told else "best")  # type: ignore[union-attr]
 
 
 def test_the_same_steps_under_two_names_train_the_same_weights(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from peftlab import claims
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records import claims
+from peftlab.records.store import RunStore
 from store_material import add, check_finished, evaluation, make_spec, quick_store, train
 
 

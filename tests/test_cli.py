@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from cli_material import a_record, evaluation, experiment, working_folder
-from peftlab import record as records
-from peftlab import spec
 from peftlab.cli import main
+from peftlab.config import spec
 from peftlab.events import Evaluated, Event, Finished, Started
+from peftlab.records import record as records
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_version_and_waiting_policy(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def fake_runs(
     monkeypatch: pytest.MonkeyPatch, *, raises: BaseException | None = None, calls: list[Any] | None = None
 ) -> list[str]:
-    """Stand in for `peftlab.runs`; the list returned notes that the generator was closed."""
+    """Stand in for `peftlab.job.runs`; the list returned notes that the generator was closed."""
     closed: list[str] = []
 
     def events(spec_: spec.RunSpec, store_: Any, options: Any) -> Iterator[Event]:
@@ -95,14 +95,14 @@ def fake_runs(
             calls.append((reference, options))
         yield Evaluated(evaluation=evaluation(100, "last", 0.75))
 
-    module: Any = types.ModuleType("peftlab.runs")
+    module: Any = types.ModuleType("peftlab.job.runs")
     module.events, module.Options = events, lambda **given: given
-    monkeypatch.setitem(sys.modules, "peftlab.runs", module)
-    monkeypatch.setattr("peftlab.runs", module, raising=False)
-    later: Any = types.ModuleType("peftlab.evaluating")
+    monkeypatch.setitem(sys.modules, "peftlab.job.runs", module)
+    monkeypatch.setattr("peftlab.job.runs", module, raising=False)
+    later: Any = types.ModuleType("peftlab.job.evaluating")
     later.evaluate = evaluate
-    monkeypatch.setitem(sys.modules, "peftlab.evaluating", later)
-    monkeypatch.setattr("peftlab.evaluating", later, raising=False)
+    monkeypatch.setitem(sys.modules, "peftlab.job.evaluating", later)
+    monkeypatch.setattr("peftlab.job.evaluating", later, raising=False)
     return closed
 
 
@@ -147,7 +147,7 @@ def test_evaluate_splits_runs_from_settings(
     assert "0.750 +- 0.050" in capsys.readouterr().out
     assert main(["evaluate", "abcd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["evaluation"]["metrics"]["exact_match"]["mean"] == 0.75
-    monkeypatch.setattr(sys.modules["peftlab.evaluating"], "evaluate", lambda *_, **__: iter(()))
+    monkeypatch.setattr(sys.modules["peftlab.job.evaluating"], "evaluate", lambda *_, **__: iter(()))
     assert main(["evaluate", "abcd"]) == 0
     output = capsys.readouterr()
     assert (output.out, output.err.split(";")[0]) == ("", "nothing new was scored")

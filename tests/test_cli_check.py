@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from cli_material import PARAMETERS, TASK, experiment, working_folder
-from peftlab import loading, spec
 from peftlab.cli import catalogue, main
+from peftlab.config import loading, spec
+from peftlab.config.groups import GROUPS
 from peftlab.errors import UserError
-from peftlab.groups import GROUPS
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def test_check_counts_parameters_or_says_why_not(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     counts = {"trainable": 1000, "total": 100_000, "source": "meta", "reason": None}
-    module: Any = types.ModuleType("peftlab.counting")
+    module: Any = types.ModuleType("peftlab.modelling.counting")
     module.count_parameters = lambda _: types.SimpleNamespace(**counts)
-    monkeypatch.setitem(sys.modules, "peftlab.counting", module)
-    monkeypatch.setattr("peftlab.counting", module, raising=False)
+    monkeypatch.setitem(sys.modules, "peftlab.modelling.counting", module)
+    monkeypatch.setattr("peftlab.modelling.counting", module, raising=False)
     assert main(["check", experiment("lora/first")]) == 0
     assert "1,000 of 100,000 trainable (1 %)" in capsys.readouterr().out
     counts.update(trainable=None, reason="no config of 'org/tiny'")

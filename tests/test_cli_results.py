@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cli_material import PARAMETERS, a_record, evaluation, experiment, store, working_folder
-from peftlab import loading
-from peftlab import record as records
 from peftlab.cli import arguments, main, repeating, scores, tables
+from peftlab.config import loading
+from peftlab.records import record as records
 
 
 @pytest.fixture

@@ -45,6 +45,12 @@ def test_flags_are_the_frozen_ones() -> None:
     assert found == json.loads(GOLDEN.read_text())
 
 
+def test_a_library_that_talks_when_it_is_imported_is_quiet() -> None:
+    """peft imports it for whatever is asked: `peftlab new` would begin with its warnings."""
+    code = "import logging, peftlab; assert not logging.getLogger('bitsandbytes.x').isEnabledFor(logging.WARNING)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_verb_teaches() -> None:
     for name, command in verbs(typer.main.get_command(app)):
         text = command.help or ""

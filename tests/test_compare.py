@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from peftlab.record import Cost
+from peftlab.records.record import Cost
 from peftlab.verdicts.arms import BareModel, Reader
 from peftlab.verdicts.compare import Comparison
 from peftlab.verdicts.statistics import holm, mean_over_seeds, paired_difference, paired_over_seeds, wilson

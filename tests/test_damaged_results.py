@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records.store import RunStore
 from store_material import Stopped, add, evaluation, files, finish, make_spec, quick_store
 
 

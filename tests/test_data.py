@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftlab import data, overlap, protocols, sources, texts
-from peftlab import task as tasks
+from peftlab import protocols
+from peftlab.config import examples
+from peftlab.config import task as tasks
+from peftlab.config.settings import validated
+from peftlab.config.spec import RunSpec
+from peftlab.config.task import Source, Task
 from peftlab.errors import UserError
 from peftlab.protocols import Example, Prediction
-from peftlab.settings import validated
-from peftlab.sources import Table
-from peftlab.spec import RunSpec
-from peftlab.task import Source, Task
+from peftlab.rows import data, overlap, sources, texts
+from peftlab.rows.sources import Table
 
 NUM_ROWS = 40
 MIRROR = Path(os.environ.get("PEFTLAB_MIRROR") or Path(__file__).parents[2] / "shared" / "data")
@@ -404,7 +406,7 @@ def test_real_multiple_choice_rows_come_apart(subset: str, monkeypatch: pytest.M
     monkeypatch.setenv("PEFTLAB_MIRROR", str(MIRROR))
     task = tasks.load("openbookqa")
     source = Source(dataset="AGI-Edgerunners/LLM-Adapters", subset=subset, split="test")
-    sizes = Counter(len(row.choices) for row in tasks.examples(task, sources.read(source).rows))
+    sizes = Counter(len(row.choices) for row in examples.examples(task, sources.read(source).rows))
     few = {"ARC-Easy": {3: 7, 4: 2365, 5: 4}, "ARC-Challenge": {3: 4, 4: 1165, 5: 3}, "openbookqa": {4: 500}}
     assert sizes == few[subset]
 

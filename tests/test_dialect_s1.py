@@ -15,12 +15,16 @@ import yaml
 from transformers import AutoTokenizer, TrainerState
 
 import toy
-from peftlab import data, evaluation, loading, preflight, resuming, runs, tokenise
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
+from peftlab.config.templates import fill
 from peftlab.errors import UserError
+from peftlab.events import Saved
+from peftlab.job import preflight, resuming, runs
 from peftlab.protocols import Prediction
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
-from peftlab.task import fill
+from peftlab.records.store import RunStore
+from peftlab.rows import data, tokenise
+from peftlab.scores import evaluation
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SHIPPED = ("glue_mrpc", "glue_cola_qwen", "metamath_qa", "gsm8k", "code_feedback")
@@ -212,7 +216,10 @@ def test_validation_that_the_file_does_not_time(tmp_path: Path) -> None:
         assert getattr(spec.train, setting) == given and spec.train.validates
         assert not any("training.eval_steps" in note for note in spec.notes)
     assert load(tmp_path, rows, overrides={"train.eval_strategy": "epoch"}).train.validates
-    assert load(tmp_path, rows | {"training.load_best_model_at_end": True}).train.eval_steps == 500
+    best = {"training.load_best_model_at_end": True}
+    assert load(tmp_path, rows | best).train.eval_steps == 500
+    unwanted = {"train.load_best_model_at_end": False}
+    assert load(tmp_path, rows | best, overrides=unwanted).train.eval_steps is None
     with pytest.raises(UserError, match=r"eval_steps \(500\) is larger than max_steps \(20\)"):
         load(tmp_path, rows | {"training.eval_steps": 500}, overrides={"train.max_steps": 20})
 
@@ -261,13 +268,16 @@ def test_a_template_is_divided_before_its_answer(tmp_path: Path, template: str, 
     assert fill(task.prompt, filled) + fill(task.target, filled) == template.format(**filled)
 
 
-def test_an_optimizer_can_imply_a_quantised_base(tmp_path: Path) -> None:
+def test_an_optimizer_can_imply_a_quantised_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = load(tmp_path, {"training.optim": "paged_adamw_8bit"})
-    assert spec.quant.method == "bnb-int8"
-    with pytest.raises(UserError, match=r"(?s)quant\.method.*paged_adamw_8bit: by this name alone.*quant\.method=null"):
-        preflight.check(spec)
+    assert (spec.quant.method, spec.model.dtype) == ("bnb-int8", "float32")  # all that is not quantised, as there
+    assert any("paged_adamw_8bit: by this name alone" in note and "quant.method=null" in note for note in spec.notes)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    with pytest.raises(UserError, match=r"(?s)needs bitsandbytes.*paged_adamw_8bit: by this name alone"):
+        preflight.refuse_unsupported(spec)
     free = load(tmp_path, {"training.optim": "paged_adamw_8bit"}, overrides={"quant.method": None})
     assert free.quant.method is None and free.optim.optimizer == "PagedAdamW8bit"
+    assert free.model.dtype in ("bfloat16", "float16")
     four = {"model.quantization": {"load_in_4bit": True}, "training.bf16": True}
     spec = load(tmp_path, four)
     assert (spec.quant.method, spec.quant.double_quant, spec.quant.compute_dtype) == ("bnb-nf4", True, "bfloat16")
@@ -286,16 +296,16 @@ def test_another_optimizer_implies_nothing_of_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, outright, overrides={"optim.optimizer": "AdamW"}).quant.method == "bnb-int8"
 
 
-def test_weight_decay_of_biases_and_head_is_said(tmp_path: Path) -> None:
-    def said(changes: dict[str, Any], **more: Any) -> list[str]:
-        return [note for note in load(tmp_path, changes, **more).notes if "weight_decay" in note]
+def test_weight_decay_leaves_out_biases_and_norms(tmp_path: Path) -> None:
+    """As transformers' Trainer, which these files are trained with; where nothing decays there is nothing to exempt."""
+
+    def exempt(changes: dict[str, Any], **overrides: Any) -> str:
+        return load(tmp_path, changes, base=CLASSES, overrides=overrides).optim.decay_exempt
 
     decay = {"training.weight_decay": 0.1}
-    assert len(said(decay | {"peft.bias": "lora_only"})) == len(said(decay, base=CLASSES)) == 1
-    assert "0.1" in said(decay, base=CLASSES)[0] and "those of the head" in said(decay, base=CLASSES)[0]
-    assert not said(decay) and not said({"peft.bias": "all"}) and not said({}, base=CLASSES)
-    assert not said(decay, base=CLASSES, overrides={"optim.weight_decay": 0})
-    assert said({}, base=CLASSES, overrides={"optim.weight_decay": 0.2})
+    assert exempt(decay) == exempt({}, **{"optim.weight_decay": 0.2}) == "bias_and_norm"
+    assert exempt({}) == exempt(decay, **{"optim.weight_decay": 0}) == "none"
+    assert exempt(decay, **{"optim.decay_exempt": "none"}) == "none"
 
 
 def test_the_global_batch_counts_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,7 +526,7 @@ def test_resuming_from_a_named_checkpoint(folder: Path) -> None:
     store = RunStore("results")
     events = runs.events(spec, store)
     for event in events:
-        if type(event).__name__ == "Saved" and event.step == 2:  # type: ignore[union-attr]
+        if isinstance(event, Saved) and event.step == 2:
             events.close()  # type: ignore[attr-defined]
     checkpoints = next(folder.glob("cancelled_results/*/checkpoints"))
     first, newest = checkpoints / "step-000001", checkpoints / "step-000002"

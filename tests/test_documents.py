@@ -55,8 +55,8 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
     named = {name for line in tree.splitlines() for name in re.findall(r"^(\w+)/", line)}
     tracked = {"experiments", "configs", "examples", "src", "tests", "benchmarks", "demo", "docs"}
     assert named == tracked and all((documents.ROOT / name).is_dir() for name in tracked)
-    files = re.findall(r"\b\w+\.py\b", tree)
-    assert len(files) > 20 and [name for name in files if not (SOURCE / name).is_file()] == []
+    for package, words in re.findall(r"^  (\w+)/ +(.*\.py.*)$", tree, flags=re.MULTILINE):
+        assert [name for name in re.findall(r"\b\w+\.py\b", words) if not (SOURCE / package / name).is_file()] == []
     folders = {name for line in tree.splitlines() if line.startswith("  ") for name in re.findall(r"(\w+)/", line)}
     real = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()} | {"tasks"}
     assert folders == real
@@ -64,5 +64,14 @@ def test_the_tree_in_the_readme_is_the_real_one() -> None:
 
 def test_every_module_stands_in_the_layout() -> None:
     text = (documents.ROOT / "docs" / "design" / "layout.md").read_text(encoding="utf-8")
-    modules = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert sorted(name for name in modules if f"`{name}`" not in text) == []
+    table = text.split("| package | file |")[1].split("\nFolders of plug-ins")[0]
+    packages = re.findall(r"\| \*\*`(\w+)/`\*\*", table)
+    for name in packages:
+        rows = table.split(f"| **`{name}/`** |")[1].split("\n| **`")[0]
+        listed = re.findall(r"^\| \| `(\w+\.py)`", rows, flags=re.MULTILINE)
+        assert sorted(listed) == sorted(path.name for path in (SOURCE / name).glob("*.py") if path.stem != "__init__")
+    root = {path.name for path in SOURCE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(re.findall(r"^\| root \| `(\w+\.py)`", table, flags=re.MULTILINE)) == sorted(root)
+    inside = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
+    plugins = set(re.findall(r"^\| `(\w+)/`", text, flags=re.MULTILINE))
+    assert inside <= {*packages, *plugins}, "a package without a line"

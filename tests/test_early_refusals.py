@@ -10,37 +10,32 @@ from typing import Any
 import pytest
 
 import toy
-from peftlab import (
-    counting,
-    data,
-    evaluation,
-    generation,
-    loading,
-    measure,
-    models,
-    preparation,
-    runs,
-    scoring,
-    training,
-)
+from peftlab import measure
 from peftlab.cli import main
+from peftlab.config import loading
+from peftlab.config.groups import GenerationSettings
 from peftlab.errors import UserError
-from peftlab.groups import GenerationSettings
+from peftlab.job import runs
+from peftlab.loop import preparation, training
+from peftlab.modelling import counting, models
 from peftlab.protocols import Prompt, find
-from peftlab.store import RunStore
+from peftlab.records.store import RunStore
+from peftlab.rows import data
+from peftlab.scores import evaluation, generation, scoring
 
 
-@pytest.mark.parametrize("start", ["eva", "lora_ga", "corda"])
-def test_a_start_that_needs_rows_is_not_quietly_another_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], start: str
+@pytest.mark.parametrize("start", ["lora_ga", "corda"])
+def test_a_start_with_too_few_rows_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
-    folder = toy.write_experiment(tmp_path, adapter={**toy.LORA, "init_lora_weights": start})
-    with pytest.raises(UserError, match=rf"init_lora_weights = '{start}' reads training rows"):
-        runs.run(loading.load(folder), RunStore(tmp_path / "results"))
+    def load(*args: Any, **settings: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    resolved = loading.load(toy.write_experiment(tmp_path, adapter={**toy.LORA, "init_lora_weights": start}))
+    monkeypatch.setattr(models, "load", load)
+    with pytest.raises(UserError, match=r"calibration.rows: the start reads \d+ rows .* train has 40 rows"):
+        runs.run(resolved, RunStore(tmp_path / "results"))
     assert RunStore(tmp_path / "results").records() == []
-    assert main(["check", str(folder)]) == 0
-    shown = capsys.readouterr().out
-    assert "cannot run yet" in shown and "not computable" in shown
 
 
 def test_a_library_that_a_method_needs_and_that_is_absent(

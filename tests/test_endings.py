@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.slot import status_of
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records.slot import status_of
+from peftlab.records.store import RunStore
 from store_material import Stopped, add, evaluation, files, make_spec, quick_store, record_of
 
 
@@ -138,7 +138,7 @@ def test_a_full_disk_does_not_hide_the_error(store: RunStore, run: RunSpec, monk
 
     with pytest.raises(Stopped) as caught, store.claim(run, category="main") as slot:
         slot.put(step=1)
-        monkeypatch.setattr("peftlab.slot.write_atomic", full)
+        monkeypatch.setattr("peftlab.records.slot.write_atomic", full)
         raise Stopped
     assert "No space left" in caught.value.__notes__[0]
     monkeypatch.undo()
@@ -159,7 +159,9 @@ def test_a_full_disk_in_finish_loses_nothing(
     with pytest.raises(OSError, match="No space"), store.claim(run, category="main") as slot:
         add(slot, evaluation())
         with monkeypatch.context() as patch:
-            patch.setattr("peftlab.payload.os.rename" if failing == 1 else "peftlab.payload.write_atomic", full)
+            patch.setattr(
+                "peftlab.records.payload.os.rename" if failing == 1 else "peftlab.records.payload.write_atomic", full
+            )
             slot.finish(record_of(run, evaluations=tuple(slot.evaluations().values())))
     with store.claim(run, category="main") as slot:
         assert slot.finished is not None and len(slot.finished.evaluations) == 1

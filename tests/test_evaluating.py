@@ -11,11 +11,18 @@ import huggingface_hub
 import pytest
 
 import toy
-from peftlab import evaluating, loading, models, runs, training
+from peftlab.config import loading
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished, Saved
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.job import evaluating, handover, runs
+from peftlab.loop import training
+from peftlab.modelling import models
+from peftlab.protocols import find
+from peftlab.records.payload import read_curve, read_progress
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
+from peftlab.report import contents
+from peftlab.verdicts.compare import compare
 
 CLASSIFIER = {"peft_type": "LORA", "r": 4, "target_modules": ["query", "value"]}
 
@@ -37,6 +44,41 @@ def rows_of(folder: Path) -> Path:
 def question_lengths(folder: Path) -> list[int]:
     lines = (rows_of(folder) / "test.jsonl").read_text().splitlines()
     return [len(json.loads(line)["question"]) for line in lines]
+
+
+def told_by_their_limit(record: Record) -> Record:
+    """The same record, with scores that say under which limit on new tokens they were made."""
+    found = []
+    for one in record.evaluations:
+        limit = one.settings["generation"]["max_new_tokens"] / 100
+        metrics = {name: metric.model_copy(update={"mean": limit}) for name, metric in one.metrics.items()}
+        found.append(one.model_copy(update={"metrics": metrics}))
+    return record.model_copy(update={"evaluations": tuple(found)})
+
+
+def test_the_scores_of_a_run_stay_those_of_its_own_settings(tmp_path: Path) -> None:
+    """Its kept weights are scored again under other limits: page, handed-over files and export show its own (5)."""
+    folder = toy.write_experiment(tmp_path, train={"max_steps": 6, "eval_steps": 2, "evaluate": "valid"})
+    record = run(folder, tmp_path / "results")
+    for limit in (1, 2, 3, 4):
+        completed = evaluate(record.key, tmp_path / "results", overrides={"generation.max_new_tokens": limit})
+    spec, store = loading.load(folder, overrides={"train.evaluate": "all"}), RunStore(tmp_path / "results")
+    completed = told_by_their_limit(runs.run(spec, store))
+    assert sum(one.part == "valid" for one in completed.evaluations) == 3 * 5
+    (shown,) = contents.page(compare([completed], store.evaluation_folder), [completed], folder="f", version="0").runs
+    assert shown.validation["exact_match"].steps == (2, 4, 6)
+    assert shown.validation["exact_match"].values == (0.05, 0.05, 0.05)
+    history = handover.trainer_state(spec, completed, [])["log_history"]
+    assert [(row["step"], row["eval_exact_match"]) for row in history if "eval_exact_match" in row] == [
+        (2, 0.05),
+        (4, 0.05),
+        (6, 0.05),
+    ]
+    payload = store.folder_of(completed)
+    facts = {"curve": read_curve(payload), "state": read_progress(payload).state}
+    exported = find("dialects", "s0").export_result(completed.model_dump(mode="python"), facts)
+    rows = exported["train_info"]["metrics"]
+    assert [(row["step"], row.get("valid accuracy")) for row in rows] == [(2, 0.05), (4, 0.05), (6, 0.05), (6, None)]
 
 
 # -------------------------------------------------------------------------------------------------------- other tasks

@@ -20,7 +20,10 @@ import fault_server
 import toy
 from comparing import outcome
 from fault_server import Server, until, words_of
-from peftlab import atomic, checkpoint, evaluation, measure, slot, training
+from peftlab import measure
+from peftlab.loop import checkpoint, training
+from peftlab.records import atomic, slot
+from peftlab.scores import evaluation
 from refusals import Place, left_behind
 
 Change = Callable[[Path], object]
@@ -189,7 +192,7 @@ def test_a_full_disk_while_the_record_is_written(place: Place, monkeypatch: pyte
 
     with monkeypatch.context() as patched:
         patched.setattr(slot, "write_atomic", full)
-        patched.setattr("peftlab.payload.write_atomic", full)
+        patched.setattr("peftlab.records.payload.write_atomic", full)
         text = place.says("run", folder, code=2)
         assert calls >= call
     assert "error: the disk is full" in text and "No space left" in text

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from peftlab import fetching, sources
 from peftlab.cli import main
+from peftlab.config.task import Source, load
 from peftlab.errors import UserError
-from peftlab.fetching import Fetched, fetch
-from peftlab.sources import Table
-from peftlab.task import Source, load
+from peftlab.rows import fetching, sources
+from peftlab.rows.fetching import Fetched, fetch
+from peftlab.rows.sources import Table
 
 PINNED, OTHER = "a" * 40, "b" * 40
 SPLITS: dict[str, list[dict[str, Any]]] = {

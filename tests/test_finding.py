@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.record import to_json
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore, write_atomic
+from peftlab.records.record import to_json
+from peftlab.records.store import RunStore, write_atomic
 from store_material import Stopped, finish, make_spec, quick_store, record_of
 
 
@@ -117,7 +117,10 @@ def test_a_payload_without_its_record_shows_as_killed(store: RunStore, run: RunS
 
 
 def test_reading_results_needs_no_heavy_library() -> None:
-    code = "import sys, peftlab.store as s; s.RunStore('no').records(); print([*{'torch', 'numpy'} & {*sys.modules}])"
+    code = (
+        "import sys, peftlab.records.store as s; s.RunStore('no').records(); "
+        "print([*{'torch', 'numpy'} & {*sys.modules}])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -13,9 +13,12 @@ import pytest
 import torch
 
 import toy
-from peftlab import data, evaluation, generation, loading, models, randomness, tokenise
-from peftlab.groups import BatchSettings, GenerationSettings
+from peftlab.config import loading
+from peftlab.config.groups import BatchSettings, GenerationSettings
+from peftlab.modelling import adapting, models, randomness
 from peftlab.protocols import Completion, Example, Prompt, find
+from peftlab.rows import data, tokenise
+from peftlab.scores import evaluation, generation
 
 PROMPT_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
@@ -29,7 +32,7 @@ def built_for(
 ) -> models.Built:
     folder = toy.write_experiment(tmp_path, architecture=architecture, adapter=adapter, pad=pad)
     resolved = loading.load(folder)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     if adapter is not None:
         with torch.no_grad():  # an adapter that starts as nothing would prove nothing
             for parameter in built.trainable().values():

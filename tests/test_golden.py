@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from golden import regenerate
-from peftlab.record import VERSION, from_json, to_json
+from peftlab.records.record import VERSION, from_json, to_json
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -9,9 +9,10 @@ import torch
 
 import toy
 from golden import regenerate
-from peftlab import loading, runs
+from peftlab.config import loading
 from peftlab.events import Step
-from peftlab.store import RunStore
+from peftlab.job import runs
+from peftlab.records.store import RunStore
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 

@@ -18,7 +18,7 @@ MAY_CATCH_ALL = {"store.py", "tracking.py"}
 """`store.claim` records how a run ended, and re-raises; a tracker that fails is said once and left out."""
 
 METHOD_NAMES = ("adalora", "lora_", "ia3", "prefix_tuning", "prompt_tuning", "gsm8k", "mrpc", "openbookqa", "smollm")
-MAY_NAME_METHODS = ("methods", "tasks", "cli", "engines", "graders", "dialects", "trackers")
+MAY_NAME_METHODS = ("methods", "tasks", "cli", "engines", "graders", "dialects", "trackers", "starts")
 
 
 def relative(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import toy
-from peftlab import loading, references
+from peftlab.config import loading, references
 from peftlab.graders import numeric
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records.store import RunStore
 from store_material import (
     add,
     check_evaluation,
@@ -180,8 +180,8 @@ def test_killed_anywhere_in_a_bare_model(tmp_path: Path) -> None:
 
 SCRIPT = """
     import sys, time
-    from peftlab import loading
-    from peftlab.store import RunStore
+    from peftlab.config import loading
+    from peftlab.records.store import RunStore
     run = loading.load(sys.argv[1], task=sys.argv[2])
     store = RunStore(sys.argv[3])
 """

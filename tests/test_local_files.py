@@ -15,12 +15,14 @@ import pytest
 import yaml
 
 import toy
-from peftlab import data, loading, rowfiles, runs
 from peftlab.cli import main
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.rowfiles import read_rows
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.job import runs
+from peftlab.records.store import RunStore
+from peftlab.rows import data, rowfiles
+from peftlab.rows.rowfiles import read_rows
 
 ROWS = [{"question": f"{a} + {b}", "answer": str(a + b)} for a, b in ((1, 2), (30, 4), (5, 66), (7, 8))]
 ENDINGS = ("csv", "parquet", "jsonl", "json")

@@ -10,18 +10,20 @@ import torch
 from transformers import AutoTokenizer
 
 import toy
-from peftlab import counting, loading, models, runs
-from peftlab.store import RunStore
+from peftlab.config import loading
+from peftlab.job import runs
+from peftlab.modelling import adapting, counting, models
+from peftlab.records.store import RunStore
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_trains_with_float32_adapters(tmp_path: Path, dtype: str) -> None:
     folder = toy.write_experiment(tmp_path, model={"dtype": dtype}, train={"max_steps": 8})
     resolved = loading.load(folder)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     assert {parameter.dtype for parameter in built.trainable().values()} == {torch.float32}
     kept = loading.load(folder, overrides={"model.autocast_adapter_dtype": False})
-    plain = models.adapt(models.load(kept.model, "causal"), kept)
+    plain = adapting.adapt(models.load(kept.model, "causal"), kept)
     assert {str(parameter.dtype) for parameter in plain.trainable().values()} == {f"torch.{dtype}"}
     record = runs.run(resolved, RunStore(tmp_path / "results"))
     assert record.curve["loss"][-1] < record.curve["loss"][0]
@@ -72,7 +74,7 @@ ADAPTERS: dict[str, dict[str, Any] | None] = {
 def test_counts_on_the_meta_device_are_those_of_the_real_model(tmp_path: Path, name: str) -> None:
     resolved = loading.load(toy.write_experiment(tmp_path, adapter=ADAPTERS[name]))
     counts = counting.count_parameters(resolved)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     assert counts.source == "meta"
     assert counts.trainable == sum(parameter.numel() for parameter in built.trainable().values())
     assert counts.total == sum(parameter.numel() for parameter in built.model.parameters())

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import documents
+from peftlab.config.groups import GROUPS
+from peftlab.config.settings import validated
+from peftlab.config.task import Source, Task
 from peftlab.dialects import _s1_sections, s0
-from peftlab.groups import GROUPS
 from peftlab.protocols import find, names
-from peftlab.record import Status
-from peftlab.settings import validated
-from peftlab.store import RunStore
-from peftlab.task import Source, Task
+from peftlab.records.record import Status
+from peftlab.records.store import RunStore
 
 ROOT = documents.ROOT
 PAGE = (ROOT / "docs" / "moving.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ THERE = {
     "S0": """
         --verbose -v --clean --bucket_name run.py app.py default_training_params.json
         training_parameters.json training_params.json UPLOAD_BUCKET make success failed canceled results
-        temporary_results cancelled_results
+        temporary_results cancelled_results app_embed.py highlight[type] gallery shop train_config peft_config
     """,
     "S1": """
         --config --resume_from_checkpoint --local_rank --model_path --input_text --input_file --output_file
@@ -131,7 +131,10 @@ def test_every_line_says_what_or_why() -> None:
     assert reasons == []
 
 
-PLAIN = ("the same", "as above", "any path", "the path itself", "a run", "the name of", "a button", "the record")
+PLAIN = (
+    *("the same", "as above", "any path", "the path itself", "a run", "the name of", "a button", "the record"),
+    *("the page's", "a table below the page's plot", "the menu above the page's plot"),
+)
 
 
 def _says(here: str) -> bool:
@@ -145,6 +148,9 @@ def test_a_form_exists(form: str) -> None:
         settings = documents.settings_of(documents.take_apart(command))
         assert documents.unknown_settings(settings) == []
         assert all(documents.own_path(word, PAGE) for word in command.words)
+        return
+    if form.startswith("?"):
+        assert f'get("{form[1:].partition("=")[0]}")' in (ROOT / "src/peftlab/report/sections/cost.js").read_text()
         return
     key, equals, value = form.partition("=")
     if documents.is_setting(key):
@@ -182,6 +188,8 @@ def known_names() -> frozenset[str]:
         for config in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.values()
         for field in dataclasses.fields(config)
     }
+    own = [find("methods", name).config for name in names("methods")]
+    adapters |= {f"adapter_config.json: {name}" for config in own if config is not None for name in config.model_fields}
     source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src" / "peftlab").rglob("*.py"))
     files = set(re.findall(r'"([a-z_]+\.jsonl?)"', source))
     folders = {name for name in ("adapter", "checkpoints", "evaluations") if f'"{name}"' in source}

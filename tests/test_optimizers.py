@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import torch
 import toy
 from comparing import outcome
 from fork_runner import Runner
-from peftlab import loading, models, optim, preflight, training
+from peftlab.config import loading
+from peftlab.config.groups import OptimSettings
 from peftlab.errors import UserError
-from peftlab.groups import OptimSettings
+from peftlab.job import preflight
+from peftlab.loop import optim, training
+from peftlab.modelling import adapting, models
 
 PLUS = {"optimizer": "lora+", "optimizer_kwargs": {"loraplus_lr_ratio": 16.0}}
 NAMED: dict[str, dict[str, Any]] = {
@@ -31,7 +35,7 @@ WITHOUT_DROPOUT = {**toy.LORA, "lora_dropout": 0.0}
 
 def started(tmp_path: Path, adapter: dict[str, Any] | None = WITHOUT_DROPOUT, **groups: Any) -> tuple[Any, ...]:
     resolved = loading.load(toy.write_experiment(tmp_path, adapter=adapter, **groups))
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     return resolved, built, training.start(built, resolved, total_steps=resolved.train.max_steps)
 
 
@@ -121,6 +125,18 @@ def test_decay_is_what_the_settings_say(tmp_path: Path, settings: dict[str, Any]
     assert {group["weight_decay"] for group in state.optimizer.param_groups if group["params"]} == decays
 
 
+@pytest.mark.parametrize("settings", [{"weight_decay": 0.1}, {"optimizer_kwargs": {"weight_decay": 0.1}}])
+def test_what_is_exempt_does_not_decay(settings: dict[str, Any]) -> None:
+    names = ("layer.weight", "layer.bias", "block.LayerNorm.weight", "input_norm.weight", "norm.weight", "enormous")
+    tensors = {name: torch.nn.Parameter(torch.ones(1)) for name in names}
+    optimizer = optim.build(tensors, OptimSettings(decay_exempt="bias_and_norm", **settings))
+    decays = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    assert [name for name in names if decays[id(tensors[name])] == 0.1] == ["layer.weight", "enormous"]
+    assert set(decays.values()) == {0.1, 0.0} and len(decays) == len(names)
+    only = optim.build({"b.bias": tensors["layer.bias"]}, OptimSettings(decay_exempt="bias_and_norm", **settings))
+    assert [group["weight_decay"] for group in only.param_groups] == [0.0]
+
+
 def test_a_decay_without_effect_is_refused(tmp_path: Path) -> None:
     given = {"loraplus_lr_ratio": 2.0, "loraplus_weight_decay": 0.3}
     with pytest.raises(UserError, match=r"optim.weight_decay = 0.1 has no effect on lora\+"):
@@ -155,6 +171,27 @@ def test_mistakes_are_found_before_a_model_is_loaded(tmp_path: Path, monkeypatch
     assert "needs 'r'" in refused(tmp_path / "3", adapter=ia3, optimizer="lora-fa").message
     error = refused(tmp_path / "4", optimizer="lora*")
     assert "unknown optim.optimizer 'lora*'" in error.message
+    error = refused(tmp_path / "5", optimizer="SparseAdam")
+    assert "SparseAdam cannot be used here: it takes sparse gradients only" in error.message and error.fix
+    assert "evaluates the loss several times" in refused(tmp_path / "6", optimizer="LBFGS").message
+    exempt: dict[str, Any] = {**PLUS, "weight_decay": 0.1, "decay_exempt": "bias_and_norm"}
+    assert "lora+ makes groups of its own" in refused(tmp_path / "7", **exempt).message
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name, value in vars(torch.optim).items() if inspect.isclass(value) and name != "Optimizer")
+)
+def test_each_of_torchs_steps_or_is_refused(name: str) -> None:
+    """A class that is new in torch, and wants other gradients or a closure, shows here."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    try:
+        optimizer = optim.build({"weight": weight}, OptimSettings(optimizer=name))
+    except UserError as error:
+        assert name in ("LBFGS", "SparseAdam"), error
+        return
+    optimizer.step()
+    assert not torch.equal(weight, torch.ones(2, 2))
 
 
 def test_a_model_that_an_optimizer_cannot_work_on(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore, thin, write_atomic
+from peftlab.records.store import RunStore, thin, write_atomic
 from store_material import Stopped, add, evaluation, make_spec, quick_store, record_of
 
 

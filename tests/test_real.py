@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from peftlab import data, evaluating, evaluation, loading, models, references, runs, spec, tokenise, training
-from peftlab.batching import Stream, collate
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.config import loading, references, spec
+from peftlab.job import evaluating, runs
+from peftlab.loop import training
+from peftlab.modelling import adapting, models
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
+from peftlab.rows import data, tokenise
+from peftlab.rows.batching import Stream, collate
+from peftlab.scores import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -94,7 +99,7 @@ def test_a_step_equals_a_plain_one_written_out(tmp_path: Path) -> None:
         optim__lr_scheduler_type="constant",
         batch__per_device_train_batch_size=4,
     )
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     rows, _ = tokenise.tokenise(
         data.load(resolved).train, built.tokenizer, kind="causal", max_length=256, loss_mask="answer"
     )
@@ -104,7 +109,7 @@ def test_a_step_equals_a_plain_one_written_out(tmp_path: Path) -> None:
         for s in training.steps(built, Stream(rows, resolved.batch, 0), resolved, training.start(built, resolved))
     ]
 
-    from peftlab import randomness
+    from peftlab.modelling import randomness
 
     assert resolved.adapter is not None
     fresh = models.load(resolved.model, "causal").model
@@ -183,7 +188,7 @@ def test_one_and_two_threads(dtype: str) -> None:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             resolved = load("lora/smollm2-135m-r16", task="arithmetic", model__dtype=dtype, train__max_steps=3)
-            built = models.adapt(models.load(resolved.model, "causal"), resolved)
+            built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
             rows, _ = tokenise.tokenise(
                 data.load(resolved).train, built.tokenizer, kind="causal", max_length=256, loss_mask="answer"
             )

@@ -28,14 +28,16 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "ia3": {"peft_type": "IA3", "target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
     "adalora": ADALORA,
     "prompt-tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4},
+    "corda": {**toy.LORA, "init_lora_weights": "corda"},
+    "pissa-niter": {**toy.LORA, "init_lora_weights": "pissa_niter_4"},
     "full": None,
 }
 KILLED = -9
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[Runner]:
-    running = Runner()
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    running = Runner({"PEFTLAB_CACHE": str(tmp_path_factory.mktemp("cache"))})
     yield running
     running.close()
 
@@ -47,7 +49,11 @@ def references(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> dict
     for name, adapter in METHODS.items():
         root = tmp_path_factory.mktemp(name)
         folder = toy.write_experiment(
-            root, name=f"{name}/toy", adapter=adapter, train={"eval_steps": 3, "max_steps": 8}
+            root,
+            name=f"{name}/toy",
+            adapter=adapter,
+            train={"eval_steps": 3, "max_steps": 8},
+            calibration={"rows": 8},
         )
         assert runner.run(folder, root / "whole") == 0
         found[name] = (folder, outcome(root / "whole"))

@@ -10,8 +10,13 @@ import pytest
 import torch
 
 import toy
-from peftlab import cli, loading, room, runs, scoring, training
-from peftlab.store import RunStore
+from peftlab import cli
+from peftlab.config import loading
+from peftlab.job import runs
+from peftlab.loop import training
+from peftlab.records import room
+from peftlab.records.store import RunStore
+from peftlab.scores import scoring
 
 ORDER = [
     "batch.per_device_train_batch_size",

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peftlab.record import Cost
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore, Slot
+from peftlab.config.spec import RunSpec
+from peftlab.records.record import Cost
+from peftlab.records.store import RunStore, Slot
 from store_material import Stopped, add, evaluation, files, finish, make_spec, quick_store, record_of
 
 

@@ -10,12 +10,17 @@ import pytest
 
 import toy
 from comparing import outcome, record_file, without_times
-from peftlab import checkpoint, data, evaluating, evaluation, loading, models, runs, spec, training, weights
+from peftlab.config import loading, spec
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished, Saved, Stage, Started, Step
-from peftlab.record import Record, from_json
-from peftlab.runs import Options
-from peftlab.store import RunStore
+from peftlab.job import evaluating, runs
+from peftlab.job.runs import Options
+from peftlab.loop import checkpoint, training
+from peftlab.modelling import adapting, models, weights
+from peftlab.records.record import Record, from_json
+from peftlab.records.store import RunStore
+from peftlab.rows import data
+from peftlab.scores import evaluation
 
 
 def run(
@@ -160,7 +165,7 @@ def test_another_seed_changes_start_order_and_dropout_and_leaves_the_rows(tmp_pa
 
 
 def _start(resolved: spec.RunSpec) -> list[float]:
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     return [float(parameter.detach().abs().sum()) for parameter in built.trainable().values()]
 
 
@@ -170,9 +175,9 @@ def test_dropout_alone_follows_the_seed(tmp_path: Path) -> None:
     found = []
     for seed in (1, 2):
         resolved = loading.load(folder, seed=seed)
-        built = models.adapt(models.load(resolved.model, "causal"), loading.load(folder, seed=0))
-        from peftlab.batching import Stream
-        from peftlab.tokenise import tokenise
+        built = adapting.adapt(models.load(resolved.model, "causal"), loading.load(folder, seed=0))
+        from peftlab.rows.batching import Stream
+        from peftlab.rows.tokenise import tokenise
 
         rows, _ = tokenise(data.load(resolved).train, built.tokenizer, kind="causal", max_length=64, loss_mask="answer")
         stream = Stream(rows, resolved.batch, 0)
@@ -390,7 +395,7 @@ def test_out_of_memory_on_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_longest_batch_is_tried_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of memory in generation shows at once, and not after the training."""
     folder = toy.write_experiment(tmp_path)
-    from peftlab import generation
+    from peftlab.scores import generation
 
     original = generation.generate
     lengths = []

@@ -19,13 +19,15 @@ import pytest
 
 import peftlab as pl
 import toy
-from peftlab import exchange, loading, runs
 from peftlab.cli import main
+from peftlab.config import loading
 from peftlab.dialects import _s0_config, _s0_import, _s0_record, _s0_results
 from peftlab.errors import UserError
 from peftlab.events import Step
-from peftlab.record import Record, to_json
-from peftlab.store import RunStore
+from peftlab.job import runs
+from peftlab.records import exchange
+from peftlab.records.record import Record, to_json
+from peftlab.records.store import RunStore
 from s0_material import FLAT, a_new_file, an_old_file
 
 LOWER_IS_BETTER = {"accelerator_memory_max", "train_time", "file_size", "train_loss", "num_trainable_params"}
@@ -323,6 +325,22 @@ def test_parameters_come_back_as_s0_wrote_them(tmp_path: Path, changes: dict[str
         flat["generation_kwargs"]
     )
     assert {**found, "generation_kwargs": None} == {**flat, "generation_kwargs": None}
+
+
+def test_what_s0_has_no_field_for_is_listed(tmp_path: Path) -> None:
+    """Tensors without decay, and a quantised base whose rest is in float32: as files of dialect s1 are read."""
+    overrides = {"quant.method": "bnb-int8", "model.dtype": "float32", "optim.decay_exempt": "bias_and_norm"}
+    folder = toy.write_experiment(tmp_path)
+    listed = []
+    for given in (overrides, {"quant.method": "bnb-int8", "model.dtype": "bfloat16"}):
+        names = ("key", "arm", "experiment", "method", "task", "category")
+        record = {**dict.fromkeys(names, "x"), "status": "failed", "training": {}, "evaluations": []}
+        nothing = ("environment", "git", "model", "adapter_config", "counts", "rows", "memory", "seconds")
+        spec = loading.load(folder, overrides=given).model_dump(mode="json")
+        run = _s0_record.Run(record=record, spec=spec, curve=None, **{name: {} for name in nothing})
+        listed.append(_s0_results._own_section(run, {})["not_in_s0"])
+    assert (listed[0]["model.dtype"], listed[0]["optim.decay_exempt"]) == ("float32", "bias_and_norm")
+    assert not {"model.dtype", "optim.decay_exempt"} & set(listed[1])
 
 
 def test_an_s0_folder_goes_in_and_an_s0_result_comes_out(tmp_path: Path) -> None:

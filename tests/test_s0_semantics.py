@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -14,13 +15,18 @@ import torch
 from transformers import GenerationConfig
 
 import toy
-from peftlab import data, evaluating, evaluation, loading, models, preflight, runs, sources, texts, tokenise
-from peftlab import task as tasks
+from peftlab.config import loading
+from peftlab.config import task as tasks
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
+from peftlab.events import Evaluated
 from peftlab.graders import numeric
+from peftlab.job import evaluating, preflight, runs
+from peftlab.modelling import models
 from peftlab.protocols import Example, Prediction
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records.store import RunStore
+from peftlab.rows import data, sources, texts, tokenise
+from peftlab.scores import evaluation
 
 MIRROR = Path(os.environ.get("PEFTLAB_MIRROR") or Path(__file__).parents[2] / "shared" / "data")
 needs_mirror = pytest.mark.skipif(not (MIRROR / "mirror.json").is_file(), reason=f"no mirror at {MIRROR}")
@@ -356,32 +362,37 @@ def test_unknown_texts_are_named_before_anything_is_loaded(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ({"quant.method": "bnb-int8"}, ("quant.method = bnb-int8", "quant.method=null")),
-        ({"quant.method": "bnb-nf4", "quant.double_quant": True}, ("quant.method = bnb-nf4", "model.dtype=float32")),
-        ({"model.kv_prefix_text": "Hello"}, ("model.kv_prefix_text", "model.kv_prefix_text=null")),
+        ({"quant.method": "bnb-int8"}, ("quant.method = bnb-int8 needs bitsandbytes", "peftlab[bnb]")),
+        ({"quant.method": "torchao-int4"}, ("quant.method = torchao-int4 needs torchao", "quant.method=null")),
+        ({"quant.method": "gptq"}, ("quant.method = gptq", "quant.method=bnb-nf4")),
     ],
 )
-def test_what_cannot_run_yet_is_refused_before_anything_is_loaded(
+def test_what_cannot_run_here_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any], names: tuple[str, str]
 ) -> None:
+    real = importlib.util.find_spec
+    absent = ("bitsandbytes", "torchao")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in absent else real(name, *rest))
+
     def load(*args: Any, **settings: Any) -> Any:
         raise AssertionError("something was loaded")
 
     resolved = loading.load(toy.write_experiment(tmp_path), overrides=overrides)
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(data, "load", load)
-    with pytest.raises(UserError, match="this version cannot") as found:
+    with pytest.raises(UserError) as found:
         runs.run(resolved, RunStore(tmp_path / "results"))
     assert names[0] in found.value.message and names[1] in str(found.value.fix)
     assert not (tmp_path / "results").exists() or not list((tmp_path / "results").glob("*.json"))
 
 
-def test_a_bare_model_is_not_scored_in_a_precision_that_it_has_not(tmp_path: Path) -> None:
-    model = toy.save_model(tmp_path / "model")
-    task = toy.write_task(tmp_path / "task")
-    with pytest.raises(UserError, match="this version cannot load a quantised base"):
-        list(
-            evaluating.evaluate(
-                str(model), RunStore(tmp_path / "r"), task=str(task), overrides={"quant.method": "bnb-int8"}
-            )
-        )
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_a_bare_model_is_scored_in_the_declared_precision(tmp_path: Path) -> None:
+    model, task, store = toy.save_model(tmp_path / "model"), toy.write_task(tmp_path / "task"), RunStore(tmp_path / "r")
+    keys = set()
+    for overrides in ({}, {"quant.method": "bnb-int8"}, {"quant.method": "bnb-nf4"}):
+        *_, last = evaluating.evaluate(str(model), store, task=str(task), overrides=overrides)
+        assert isinstance(last, Evaluated)
+        assert last.evaluation.settings["model"].get("quant", {}).get("method") == overrides.get("quant.method")
+        keys.add(last.evaluation.key)
+    assert len(keys) == 3

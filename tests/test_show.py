@@ -16,11 +16,12 @@ import pytest
 import yaml
 
 import toy
-from peftlab import batching, data, lengths, loading, tokenise
 from peftlab.cli import main, showing
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.lengths import Bin
-from peftlab.spec import RunSpec
+from peftlab.rows import batching, data, lengths, tokenise
+from peftlab.rows.lengths import Bin
 
 # With one token a character, a row has question + " " + answer + <eos>: 6, 9, 12, 9 and 10 tokens, 46 in all.
 # The loss is on " " + answer + <eos>: 3, 4, 3, 5 and 3 of them, 18 in all.
@@ -343,7 +344,7 @@ def test_a_real_task_with_a_real_tokenizer(capsys: pytest.CaptureFixture[str], m
     found = json.loads(capsys.readouterr().out)
     assert found["parts"] == {"train": 7423, "valid": 50, "test": 1319}
     assert found["overlap"]["exact"] == 0.0
-    from peftlab import models
+    from peftlab.modelling import models
 
     spec = loading.load(experiment)
     tokenizer = models.load_tokenizer(spec.model)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftlab import rowfiles, sources
+from peftlab.config.settings import validated
+from peftlab.config.task import Source
 from peftlab.errors import UserError
-from peftlab.settings import validated
-from peftlab.task import Source
+from peftlab.rows import rowfiles, sources
 
 ROWS = [{"question": f"q{number}", "answer": number} for number in range(5)]
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftlab import protocols
-from peftlab import task as tasks
+from peftlab.config import task as tasks
+from peftlab.config.examples import examples, with_shots
+from peftlab.config.settings import validated
+from peftlab.config.task import Source, Task
+from peftlab.config.templates import fill, template_fields
 from peftlab.errors import UserError
-from peftlab.settings import validated
-from peftlab.task import Source, Task, examples, fill, template_fields, with_shots
 
 DATASET = {"dataset": "some/data", "revision": "abc"}
 PLAIN: dict[str, Any] = {

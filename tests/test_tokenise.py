@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from peftlab.errors import UserError
 from peftlab.protocols import Example
-from peftlab.tokenise import chat_prompt, prompt_ids, tokenise
+from peftlab.rows.tokenise import chat_prompt, prompt_ids, tokenise
 from toy_tokenizers import byte_pairs, word_level
 
 HABITS: list[dict[str, Any]] = [

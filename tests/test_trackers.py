@@ -18,13 +18,16 @@ import pytest
 
 import toy
 from comparing import outcome
-from peftlab import loading, protocols, runs, tracking, training
+from peftlab import protocols
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 from peftlab.events import Finished, Saved, Step
+from peftlab.job import runs, tracking
+from peftlab.loop import training
 from peftlab.protocols import Tracked, Tracker, TrackerSession
-from peftlab.record import Record
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 
 BOARD = "fake_board:PLUGIN"
 
@@ -270,7 +273,7 @@ def test_a_board_that_fails_is_said_once_and_the_result_is_the_same(
     with caplog.at_level(logging.WARNING):
         record = run(spec_of(place), tmp_path / "results")
     assert record.status == "finished"
-    warnings = [entry.getMessage() for entry in caplog.records if entry.name == "peftlab.tracking"]
+    warnings = [entry.getMessage() for entry in caplog.records if entry.name == "peftlab.job.tracking"]
     assert len(warnings) == 1
     assert f"failed to {what}" in warnings[0]
     assert f"the board does not {what}" in warnings[0]
@@ -339,6 +342,19 @@ def test_wandb_without_a_key_is_said_before_training(
             plugin.PLUGIN.check()
     else:
         plugin.PLUGIN.check()
+
+
+def test_a_library_that_is_broken_is_said_and_stops_nothing(
+    place: Path, tmp_path: Path, board: Board, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def check() -> None:
+        raise OSError("libboard.so is torn")
+
+    monkeypatch.setattr(sys.modules["fake_board"], "PLUGIN", Tracker(open=board.open, check=check))
+    with caplog.at_level(logging.WARNING, logger=tracking.__name__):
+        tracking.check(spec_of(place))
+    [message] = [one.getMessage() for one in caplog.records]
+    assert BOARD in message and "OSError: libboard.so is torn" in message
 
 
 def test_every_tracker_of_peftlab_is_found() -> None:

@@ -13,20 +13,23 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import toy
-from peftlab import bookkeeping, data, loading, models, optim, tokenise, training
-from peftlab.batching import IGNORE, Batch, Stream, collate
+from peftlab.config import loading
+from peftlab.config.groups import BatchSettings, OptimSettings
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 from peftlab.events import Step
-from peftlab.groups import BatchSettings, OptimSettings
-from peftlab.loss import from_logits
-from peftlab.spec import RunSpec
-from peftlab.tokenise import TokenRow
+from peftlab.loop import optim, training
+from peftlab.loop.loss import from_logits
+from peftlab.modelling import adapting, bookkeeping, models
+from peftlab.rows import data, tokenise
+from peftlab.rows.batching import IGNORE, Batch, Stream, collate
+from peftlab.rows.tokenise import TokenRow
 
 
 def prepared(folder: Path, **overrides: Any) -> tuple[RunSpec, models.Built, list[TokenRow]]:
     resolved = loading.load(folder, overrides=overrides)
     base = models.load(resolved.model, models.kind_of(resolved), labels=resolved.task.labels, seed=resolved.seed)
-    built = models.adapt(base, resolved)
+    built = adapting.adapt(base, resolved)
     rows, _ = tokenise.tokenise(
         data.load(resolved).train,
         built.tokenizer,
@@ -57,8 +60,8 @@ class _InOrder(Trainer):  # type: ignore[misc]
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def trainer_losses(folder: Path, tmp_path: Path, steps: int) -> list[float]:
-    """Losses of transformers.Trainer from the same start, over the same rows in the same batches."""
+def by_trainer(folder: Path, tmp_path: Path, steps: int) -> tuple[list[float], models.Built]:
+    """Losses and model of transformers.Trainer from the same start, over the same rows in the same batches."""
     resolved, built, rows = prepared(folder)
     stream = Stream(rows, resolved.batch, resolved.seed)
     ordered = [row for _ in range(steps) for micro in next(stream).micro_batches for row in micro]
@@ -76,7 +79,7 @@ def trainer_losses(folder: Path, tmp_path: Path, steps: int) -> list[float]:
         gradient_accumulation_steps=resolved.batch.gradient_accumulation_steps,
         max_steps=steps,
         learning_rate=resolved.optim.learning_rate,
-        weight_decay=0.0,
+        weight_decay=resolved.optim.weight_decay,
         lr_scheduler_type="cosine",
         warmup_steps=optim.warmup_steps(resolved.optim, steps),
         max_grad_norm=1.0,
@@ -90,7 +93,7 @@ def trainer_losses(folder: Path, tmp_path: Path, steps: int) -> list[float]:
     )
     trainer = _InOrder(model=built.model, args=arguments, train_dataset=ordered, data_collator=collated)
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], built
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -111,10 +114,35 @@ CASES: dict[str, dict[str, Any]] = {
 def test_twenty_steps_equal_transformers_trainer(tmp_path: Path, case: str) -> None:
     folder = toy.write_experiment(tmp_path, train={"max_steps": 20}, optim={"learning_rate": 3e-3}, **CASES[case])
     ours = losses(train(folder)[0])
-    theirs = trainer_losses(folder, tmp_path / "trainer", 20)
+    theirs, _ = by_trainer(folder, tmp_path / "trainer", 20)
     assert len(ours) == len(theirs) == 20
     assert len(set(ours)) == 20
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+CLASSIFIERS: dict[str, Any] = {
+    "biases and head": {"peft_type": "LORA", "r": 4, "target_modules": ["query", "value"], "bias": "all"},
+    "all weights": None,
+}
+
+
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_biases_and_norms_are_exempt_from_decay_as_there(tmp_path: Path, case: str) -> None:
+    """Every tensor ends where the Trainer's ends; without the exemption biases and norms do not."""
+    settings = {"learning_rate": 3e-3, "weight_decay": 0.1, "decay_exempt": "bias_and_norm"}
+    folder = toy.write_experiment(
+        tmp_path, architecture="bert", adapter=CLASSIFIERS[case], train={"max_steps": 20}, optim=settings
+    )
+    losses_there, there = by_trainer(folder, tmp_path / "trainer", 20)
+    steps, exempt = train(folder)
+    _, decayed = train(folder, **{"optim.decay_exempt": "none"})
+    assert losses(steps) == pytest.approx(losses_there, rel=1e-5)
+    moved = set()
+    for name, parameter in there.trainable().items():
+        assert torch.allclose(exempt.trainable()[name], parameter, rtol=1e-4, atol=2e-5), name
+        if not torch.allclose(decayed.trainable()[name], parameter, rtol=1e-4, atol=2e-5):
+            moved.add(name)
+    assert [name for name in moved if "bias" in name or "LayerNorm" in name]
 
 
 # ----------------------------------------------------------------------------------------- what must not change a loss

@@ -12,15 +12,19 @@ import torch
 
 import toy
 from comparing import outcome
-from peftlab import evaluating, evaluation, loading, models, runs, training, weights
-from peftlab.batching import Stream, collate
+from peftlab.config import loading
 from peftlab.errors import UserError
 from peftlab.events import Finished, Saved, Step
 from peftlab.graders import choice, numeric
+from peftlab.job import evaluating, runs
+from peftlab.loop import training
+from peftlab.modelling import adapting, models, weights
 from peftlab.protocols import Example
-from peftlab.record import Record
-from peftlab.store import RunStore
-from peftlab.tokenise import TokenRow
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
+from peftlab.rows.batching import Stream, collate
+from peftlab.rows.tokenise import TokenRow
+from peftlab.scores import evaluation
 
 
 def run(folder: Path, results: Path, **overrides: Any) -> Record:
@@ -46,7 +50,7 @@ CLASSIFIER = {"peft_type": "LORA", "r": 4, "target_modules": ["query", "value"]}
 
 def test_a_diverged_classifier_is_no_majority_class(tmp_path: Path) -> None:
     resolved = loading.load(toy.write_experiment(tmp_path, architecture="bert", adapter=CLASSIFIER))
-    built = models.adapt(models.load(resolved.model, "classify", labels=resolved.task.labels), resolved)
+    built = adapting.adapt(models.load(resolved.model, "classify", labels=resolved.task.labels), resolved)
     with torch.no_grad():
         for name, parameter in built.model.named_parameters():
             if "classifier" in name:
@@ -264,7 +268,7 @@ def test_memory_refused_while_adapting_is_not_a_config_mistake(tmp_path: Path, m
     base = models.load(resolved.model, "causal")
     monkeypatch.setattr(peft, "get_peft_model", full)
     with pytest.raises(torch.OutOfMemoryError):
-        models.adapt(base, resolved)
+        adapting.adapt(base, resolved)
 
 
 def test_a_choice_that_does_not_fit_cannot_win(tmp_path: Path) -> None:
@@ -305,7 +309,7 @@ def test_a_method_that_adds_nothing_to_a_row_without_labels(tmp_path: Path) -> N
         batch={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "order": "file"},
     )
     resolved = loading.load(folder)
-    built = models.adapt(models.load(resolved.model, "causal"), resolved)
+    built = adapting.adapt(models.load(resolved.model, "causal"), resolved)
     cut = TokenRow(item="cut", ids=(10, 11, 12), labels_from=3, has_eos=False, truncated=True)
     whole = TokenRow(item="whole", ids=(10, 11, 12, 13, 1), labels_from=3, has_eos=True, truncated=False)
     state = training.start(built, resolved)

@@ -13,30 +13,36 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 import peftlab as pl
 import toy
-from peftlab import runs, uploading
 from peftlab.cli import main
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 from peftlab.events import Event, Finished, Stage
-from peftlab.record import Record
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab.job import runs, uploading
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 
 TOKEN = "hf_abcdefghijklmnop"
 
 
 class Hub:
-    """Stands in for the hub's API: keeps what it is sent, or fails."""
+    """Stands in for the hub's API: keeps what it is sent, or fails, at the first word or when it is sent files."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, *, late: bool = False) -> None:
         self.error = error
+        self.late = late
         self.sent: dict[str, bytes] = {}
         self.buckets: list[str] = []
 
     def __call__(self) -> Hub:
         return self
 
-    def batch_bucket_files(self, bucket_id: str, *, add: Sequence[tuple[Path, str]]) -> None:
+    def bucket_info(self, bucket_id: str) -> None:
         self.buckets.append(bucket_id)
+        if self.error is not None and not self.late:
+            raise self.error
+
+    def batch_bucket_files(self, bucket_id: str, *, add: Sequence[tuple[Path, str]]) -> None:
+        assert self.buckets == [bucket_id], "looked at before anything is sent"
         if self.error is not None:
             raise self.error
         self.sent.update({name: path.read_bytes() for path, name in add})
@@ -44,8 +50,8 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Hub]:
-    def put(error: Exception | None = None) -> Hub:
-        found = Hub(error)
+    def put(error: Exception | None = None, **options: Any) -> Hub:
+        found = Hub(error, **options)
         monkeypatch.setattr(huggingface_hub, "HfApi", found)
         return found
 
@@ -94,10 +100,11 @@ def test_clean_waits_for_the_upload(spec: RunSpec, tmp_path: Path, hub: Callable
     ],
     ids=lambda error: type(error).__name__,
 )
+@pytest.mark.parametrize("late", [False, True])
 def test_a_failed_upload_is_told_and_nothing_else(
-    spec: RunSpec, tmp_path: Path, hub: Callable[..., Hub], error: Exception
+    spec: RunSpec, tmp_path: Path, hub: Callable[..., Hub], error: Exception, late: bool
 ) -> None:
-    hub(error)
+    hub(error, late=late)
     store = RunStore(tmp_path / "results")
     record, told = drained(spec, store, clean=True)
     assert record.status == "finished"

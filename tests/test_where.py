@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cli_material import a_record, evaluation, store, working_folder
 from peftlab.cli import main
 from peftlab.errors import UserError
-from peftlab.record import Cost
+from peftlab.records.record import Cost
 from peftlab.verdicts import columns
 from peftlab.verdicts.where import Comparison, comparisons, matches, parse, select
 

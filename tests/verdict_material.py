@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from peftlab.record import Evaluation, Metric, Record
+from peftlab.records.record import Evaluation, Metric, Record
 from peftlab.verdicts.compare import Comparison, Pair, Table, compare
 
 NUM_ITEMS = 120

@@ -11,20 +11,24 @@ Example:
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftlab.config.loading import load, parse_overrides
+    from peftlab.config.spec import RunSpec
     from peftlab.errors import UserError
-    from peftlab.evaluating import evaluate
-    from peftlab.loading import load, parse_overrides
-    from peftlab.record import Record
-    from peftlab.runs import run
-    from peftlab.spec import RunSpec
-    from peftlab.store import RunStore
+    from peftlab.job.evaluating import evaluate
+    from peftlab.job.runs import run
+    from peftlab.records.record import Record
+    from peftlab.records.store import RunStore
     from peftlab.verdicts.compare import compare
 
     __version__: str
+
+for _talks in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # peft imports these wherever they are installed
+    logging.getLogger(_talks).setLevel(logging.ERROR)
 
 __all__ = [
     "Record",
@@ -41,15 +45,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Record": "peftlab.record",
-    "RunSpec": "peftlab.spec",
-    "RunStore": "peftlab.store",
+    "Record": "peftlab.records.record",
+    "RunSpec": "peftlab.config.spec",
+    "RunStore": "peftlab.records.store",
     "UserError": "peftlab.errors",
     "compare": "peftlab.verdicts.compare",
-    "evaluate": "peftlab.evaluating",
-    "load": "peftlab.loading",
-    "parse_overrides": "peftlab.loading",
-    "run": "peftlab.runs",
+    "evaluate": "peftlab.job.evaluating",
+    "load": "peftlab.config.loading",
+    "parse_overrides": "peftlab.config.loading",
+    "run": "peftlab.job.runs",
 }
 
 
@@ -65,7 +69,7 @@ def results(folder: str = "results", task: str | None = None) -> list[Record]:
         >>> peftlab.results("no/such/folder")
         []
     """
-    from peftlab.store import RunStore
+    from peftlab.records.store import RunStore
 
     return [record for record in RunStore(folder).records() if task is None or record.task == task]
 

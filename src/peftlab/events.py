@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peftlab.record import Evaluation, Record
+from peftlab.records.record import Evaluation, Record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ import torch
 
 PACKAGES = (
     *("peftlab", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy"),
-    *("datasets", "bitsandbytes"),
+    *("datasets", "bitsandbytes", "torchao"),
 )
 RESUME_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "numpy")
 """Versions that a resume checks: another version of these may compute other bytes."""

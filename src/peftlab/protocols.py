@@ -125,17 +125,27 @@ def metric_name(grader: Grader, mode: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """What a method needs beyond peft. Every field None = peft's own way, written once in `models.py`.
+    """What a method needs beyond peft. Every field None = peft's own way, written once in `modelling/adapting.py`.
+
+    A method that peft does not have at all brings its `config` and its `wrap`, built of the pieces in `own.py`; saving,
+    loading, resuming and putting it off then need nothing more.
 
     Attributes:
+        config: The class of its config (an `own.OwnConfig`); None: peft has the method.
         wrap: (base, adapter config, calibration rows) -> module.
-        forward_inputs: (batch) -> extra model inputs (task ids, invocation masks).
+        forward_inputs: (batch) -> extra model inputs (task ids, invocation masks); of a batch of prompts it has
+            `input_ids` and `attention_mask` only.
         extra_loss: (model, step) -> the method's own objective, a scalar tensor; None: found by measurement.
         after_step: (model, step); None: the tuner's `update_and_allocate` where it has one.
         state: (model) -> plain tensors and numbers that a resume needs; with `load_state(model, state)`.
         save: (model, folder), with `load(base, folder) -> module`.
+        schedule: (adapter as declared, steps of the budget) -> values for what its schedule leaves open.
+        check_rows: (adapter as declared, token ids of each training row) -> None; raises a `UserError`.
+        no_checkpointing: Why gradient checkpointing is refused; None: it works.
+        rows_alone: Whether a row's output depends on the rows beside it, so that evaluation takes one at a time.
     """
 
+    config: type[Any] | None = None
     wrap: Callable[..., Any] | None = None
     forward_inputs: Callable[..., Mapping[str, Any]] | None = None
     extra_loss: Callable[..., Any] | None = None
@@ -144,6 +154,10 @@ class Method:
     load_state: Callable[..., None] | None = None
     save: Callable[..., None] | None = None
     load: Callable[..., Any] | None = None
+    schedule: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
+    check_rows: Callable[..., None] | None = None
+    no_checkpointing: str | None = None
+    rows_alone: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,12 +282,103 @@ class Tracker:
     check: Callable[[], None] = lambda: None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
+    """Loads a base whose frozen weights have fewer bits than `model.dtype`. No file of it imports a library at once.
+
+    `quant.method` is `<plug-in>-<scheme>`, or the plug-in alone, whose scheme is then empty. Devices are `cpu`, `cuda`.
+
+    Attributes:
+        schemes: Scheme -> the further settings of group `quant` that it takes.
+        packages: Distributions whose versions the weights depend on.
+        makes: It quantises full-precision weights; else it only reads weights that are stored quantised.
+        check: (scheme, device) -> None. Raises a `UserError` that names the alternative when it cannot work here; asked
+            before anything is loaded.
+        quantises: (module) -> whether it becomes a layer of few bits; asked for the model's body, not for its head.
+        fits: (scheme, name -> layer without weights) -> None. Raises a `UserError` when shapes do not fit.
+        declares: (`quantization_config` of a checkpoint) -> the settings of group `quant` that declare it; None: it is
+            another plug-in's.
+        load_options: (scheme, group `quant`, names of modules that stay as they are, device) -> arguments of
+            `from_pretrained`.
+        prepare: (model) -> number of its quantised layers. Asked once after loading; mends what has to be mended.
+    """
+
+    schemes: Mapping[str, tuple[str, ...]]
+    packages: tuple[str, ...]
+    check: Callable[[str, str], None]
+    load_options: Callable[..., Mapping[str, Any]]
+    prepare: Callable[[Any], int]
+    makes: bool = True
+    quantises: Callable[[Any], bool] = lambda module: False
+    fits: Callable[[str, Mapping[str, Any]], None] = lambda scheme, layers: None
+    declares: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda stored: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a start may look at before training, and where it keeps what it computed of that.
+
+    Attributes:
+        batches: Inputs of the model's forward with `labels`; padding is masked, in the attention and in the labels.
+        kept: (name, make, depends_on=..., large=...) -> the tensors by name that `make()` returns. They are made once
+            for the same rows, model and machine, by one process, and then read from the cache. `depends_on` is plain
+            data; `large` marks tensors of the size of the weights.
+        tokenizer: The base's.
+        kind: `causal` or `classify`.
+        text: The text that a trained prefix begins with (`model.kv_prefix_text`), or None.
+        seed: The run's.
+    """
+
+    batches: Sequence[Mapping[str, Any]]
+    kept: Callable[..., dict[str, Any]]
+    tokenizer: Any
+    kind: str
+    text: str | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """How the weights of an adapter begin, where that needs more than wrapping. No file of it imports torch at once.
+
+    Asked for by the text of the adapter's `init_*` key; a number after it belongs to it (`<name>_niter_16`).
+
+    Attributes:
+        peft_type: The type whose start it is.
+        reads_rows: Whether it looks at rows; `rows` (None: all there are) and `batch_size` are its defaults for
+            `calibration.rows` and `calibration.batch_size`, and never change.
+        needs_labels: Whether a row without labels is of no use to it.
+        changes_base: Whether it changes weights of the base.
+        check: (adapter as declared, kind, group `calibration`) -> None. Raises a `UserError` for what cannot work;
+            asked before anything is loaded.
+        unknown_counts: (adapter as declared) -> why parameters cannot be counted beforehand, or None.
+        wrap: (base model, config, calibration, make) -> (module, the tensors by name that the base's weights are made
+            from again, empty for an untouched base). `make(config)` is peft's own wrapping.
+        load: (base model, config, those tensors, make) -> module. `make(config)` is peft's own loading.
+        share: (folder of a saved adapter, folder to write) writes it as a plain adapter for the untouched base.
+    """
+
+    peft_type: str = "LORA"
+    reads_rows: bool = False
+    rows: int | None = None
+    batch_size: int = 1
+    needs_labels: bool = False
+    changes_base: bool = False
+    check: Callable[[Mapping[str, Any], str, Any], None] = lambda adapter, kind, calibration: None
+    unknown_counts: Callable[[Mapping[str, Any]], str | None] = lambda adapter: None
+    wrap: Callable[..., tuple[Any, Mapping[str, Any]]] = lambda model, config, calibration, make: (make(config), {})
+    load: Callable[..., Any] = lambda model, config, tensors, make: make(config)
+    share: Callable[[Path, Path], None] | None = None
+
+
 KINDS: Mapping[str, type] = {
     "graders": Grader,
     "engines": Engine,
     "methods": Method,
     "dialects": Dialect,
     "trackers": Tracker,
+    "quant": Quantizer,
+    "starts": Start,
 }
 
 
@@ -302,6 +407,23 @@ def find(kind: str, name: str, *, where: str = "") -> Any:
     if name not in known:
         raise unknown_name(kind.rstrip("s"), name, known, where=where)
     return importlib.import_module(f"peftlab.{kind}.{name}").PLUGIN
+
+
+def quantizer_of(method: str) -> tuple[Quantizer, str]:
+    """The plug-in of a `quant.method`, and its scheme.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    name, _, scheme = method.partition("-")
+    if ":" not in name:
+        known = ["-".join(filter(None, (one, kind))) for one in names("quant") for kind in find("quant", one).schemes]
+        if method not in known:
+            raise unknown_name("method", method, known, where="quant.method")
+    found: Quantizer = find("quant", name, where="quant.method")
+    if scheme not in found.schemes:
+        raise unknown_name("scheme", scheme, found.schemes, where=f"quant.method = {method}")
+    return found, scheme
 
 
 def _outside(kind: str, name: str, place: str) -> Any:

@@ -18,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import toy
-from peftlab import loading, measure, runs
-from peftlab.groups import GROUPS
-from peftlab.record import to_json
-from peftlab.spec import RunSpec
-from peftlab.store import RunStore
+from peftlab import measure
+from peftlab.config import loading
+from peftlab.config.groups import GROUPS
+from peftlab.config.spec import RunSpec
+from peftlab.job import runs
+from peftlab.records.record import to_json
+from peftlab.records.store import RunStore
 
 FOLDER = Path(__file__).resolve().parent
 EXPERIMENTS = FOLDER.parents[1] / "experiments"

@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _machine_is_full(error: BaseException) -> UserError | None:
     """Out of memory or disk is the user's to mend; the run is recorded so, and the same command goes on from there."""
-    from peftlab import room
     from peftlab.errors import UserError
-    from peftlab.slot import ran_out_of_memory
+    from peftlab.records import room
+    from peftlab.records.slot import ran_out_of_memory
 
     advice = room.advice_on(error)
     also = "".join(f"; {note}" for note in getattr(error, "__notes__", ()) if note != advice)

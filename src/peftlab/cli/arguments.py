@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftlab.loading import load, parse_overrides
-from peftlab.spec import RunSpec
+from peftlab.config.loading import load, parse_overrides
+from peftlab.config.spec import RunSpec
 
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*=")
 

@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from peftlab import protocols, spec, task
+from peftlab import protocols
+from peftlab.config import spec, task
+from peftlab.config.groups import GROUPS
+from peftlab.config.settings import Settings, read_yaml
 from peftlab.errors import UserError, unknown_name
-from peftlab.groups import GROUPS
-from peftlab.settings import Settings, read_yaml
 
 _FACTS = Path(__file__).parents[1] / "methods" / "facts.yaml"
 FULL = "full"
@@ -29,7 +30,8 @@ class MethodFacts:
     """What is known of a method: where it comes from, and a learning rate that worked, with its source.
 
     `adapter` holds config keys that make a variant of its `peft_type`, or that peft has no default for; `peft_type` is
-    null without an adapter.
+    null without an adapter. `fit` says which keys depend on the model's shapes, and how (`defaults.fitted`); `note` is
+    what the user still has to decide, `refused` why no config can be written.
     """
 
     name: str
@@ -38,6 +40,9 @@ class MethodFacts:
     learning_rate: float | None = None
     source: str | None = None
     adapter: Mapping[str, Any] = field(default_factory=dict)
+    fit: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,9 @@ def methods() -> Mapping[str, MethodFacts]:
             learning_rate=known.get("learning_rate"),
             source=known.get("source"),
             adapter=known.get("adapter", {}),
+            fit=known.get("fit", {}),
+            note=known.get("note"),
+            refused=known.get("refused"),
         )
     return result
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import typer
 
-from peftlab import protocols, references, starts, task
+from peftlab import protocols
 from peftlab.cli import arguments, catalogue, problem_text, tables, units
+from peftlab.config import references, task
+from peftlab.config.folders import PARAMETER_FILES, YAML_SUFFIXES, shared_files
+from peftlab.config.settings import read_json, read_yaml
+from peftlab.config.spec import ADAPTER_FILE, RunSpec
 from peftlab.errors import UserError, unknown_name
-from peftlab.folders import PARAMETER_FILES, YAML_SUFFIXES, shared_files
-from peftlab.settings import read_json, read_yaml
-from peftlab.spec import ADAPTER_FILE, RunSpec
+from peftlab.modelling import beginning
 
 DEFAULT_FOLDER = "experiments"
 
@@ -130,8 +132,11 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
         lines["keys"] = f"not computable: {error.message} ({error.fix})"
     if with_model and not problems:
         lines["parameters"] = _parameters_text(spec)
-    unready = [*spec.unready, *filter(None, [starts.unready(spec.adapter)])]
-    notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in unready)]
+    try:
+        beginning.check(spec)
+    except UserError as error:
+        problems.append(error)
+    notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in spec.unready)]
     if notes:
         lines["note"] = "\n".join(notes)
     _print(target, lines)
@@ -167,16 +172,15 @@ def _look_up_grading(problems: list[UserError], checked: task.Task) -> None:
 
 def _look_up_peft_type(problems: list[UserError], wanted: str, path: Path) -> None:
     known = catalogue.peft_types()
+    if ":" in wanted:  # code from outside is not imported by a check
+        return
     if known and wanted.upper() not in known and wanted.lower() not in protocols.names("methods"):
         problems.append(unknown_name("peft_type", wanted, known, where=str(path)))
 
 
 def _parameters_text(spec: RunSpec) -> str:
-    from peftlab import counting
+    from peftlab.modelling import counting
 
-    start = starts.unready(spec.adapter)
-    if start is not None:
-        return f"not computable: {start}"
     counts = counting.count_parameters(spec)
     if counts.trainable is None or counts.total is None:
         return f"not computable: {counts.reason}"

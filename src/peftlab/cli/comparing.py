@@ -10,8 +10,8 @@ import typer
 
 from peftlab.cli import tables
 from peftlab.errors import UserError
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 from peftlab.verdicts import table
 from peftlab.verdicts.arms import BareModel
 from peftlab.verdicts.compare import Comparison

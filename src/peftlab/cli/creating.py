@@ -8,21 +8,24 @@ from typing import Any
 
 import typer
 
-from peftlab import task as tasks
 from peftlab.cli import catalogue
+from peftlab.config import task as tasks
+from peftlab.config.folders import PARAMETER_FILES
+from peftlab.config.groups import GROUPS
+from peftlab.config.spec import ADAPTER_FILE
 from peftlab.errors import UserError
-from peftlab.folders import PARAMETER_FILES
-from peftlab.groups import GROUPS
-from peftlab.spec import ADAPTER_FILE
 
 
 def new(method: str, name: str, *, model: str | None, task: str | None, experiments: str) -> None:
-    """Write `<experiments>/<method>/<name>/` with the method's default config and a typical learning rate.
+    """Write `<experiments>/<method>/<name>/` with the method's config for this model and a typical learning rate.
 
     Raises:
-        UserError: An unknown method or task, a name that cannot be a folder's, or a folder that exists.
+        UserError: An unknown method or task, a method that needs what only the user has, a name that cannot be a
+            folder's, or a folder that exists.
     """
     facts = catalogue.method(method.lower().replace("-", "_"))
+    if facts.refused is not None:
+        raise UserError(f"no config can be written for {facts.name}: {facts.refused}", fix="write it by hand")
     if task is not None:
         tasks.load(task)
     folder = _free_folder(Path(experiments) / facts.name / name, name)
@@ -33,6 +36,10 @@ def new(method: str, name: str, *, model: str | None, task: str | None, experime
     for file, content in files.items():
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         typer.echo(str(folder / file))
+    if facts.learning_rate is None:
+        typer.echo(f"no learning rate is known to have worked for {facts.name}: choose optim.learning_rate", err=True)
+    if facts.note is not None:
+        typer.echo(f"note: {facts.note}", err=True)
     missing = "" if model else " model.id=..."
     missing += "" if task else " task=..."
     typer.echo(f"next: peftlab check {folder}{missing}", err=True)
@@ -63,4 +70,5 @@ def _adapter(facts: catalogue.MethodFacts, model: str | None) -> dict[str, Any]:
     from peftlab import defaults
 
     base_method = facts.peft_type.lower() if facts.peft_type else facts.name
-    return {**defaults.default_adapter(base_method, model), **facts.adapter}
+    config = {**defaults.default_adapter(base_method, model), **facts.adapter}
+    return defaults.fitted(config, facts.fit, model) if facts.fit else config

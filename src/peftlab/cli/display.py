@@ -20,7 +20,7 @@ from peftlab.events import Evaluated, Event, Finished, Progress, Saved, Stage, S
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from peftlab.record import Evaluation
+    from peftlab.records.record import Evaluation
 
 Clock = Callable[[], float]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
-from peftlab import exchange
-from peftlab.store import RunStore
+from peftlab.records import exchange
+from peftlab.records.store import RunStore
 
 
 def export(references: Sequence[str], *, dialect: str, to: str, folder: str) -> None:

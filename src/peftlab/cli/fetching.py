@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from peftlab.cli import tables
-from peftlab.fetching import Fetched, fetch
+from peftlab.rows.fetching import Fetched, fetch
 
 
 def run(names: Sequence[str], *, to: str, force: bool) -> None:

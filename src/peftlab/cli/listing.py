@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from peftlab import protocols, task
-from peftlab.cli import catalogue, tables, units
+import sys
+
+from peftlab import protocols
+from peftlab.cli import catalogue, measured, tables, units
+from peftlab.config import task
 
 
 def show(what: str) -> None:
@@ -18,11 +21,21 @@ def _tasks() -> None:
 
 
 def _methods() -> None:
+    """Every method, what was measured of it on the small causal model, and a rate that worked."""
+    abilities = measured.abilities()
+    head = ("method", "from", *measured.ABILITIES, "learning rate", "where that rate worked")
     rows = [
-        (one.name, one.origin, units.number(one.learning_rate), one.source or "")
+        (
+            one.name,
+            one.origin,
+            *abilities.get(one.name, measured.NOT_MEASURED),
+            units.number(one.learning_rate),
+            one.source or "",
+        )
         for one in catalogue.methods().values()
     ]
-    tables.write(("method", "from", "learning rate", "where that rate worked"), rows)
+    tables.write(head, rows)
+    tables.write_pairs({"measured": measured.what()}, stream=sys.stderr)
 
 
 def _plugins(kind: str) -> None:

@@ -11,8 +11,8 @@ import typer
 from peftlab.cli import environment, scores, tables, units
 from peftlab.cli.running import summary
 from peftlab.errors import UserError
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 from peftlab.verdicts.columns import flat
 
 _COLUMNS = ("experiment", "task", "seed", "status", "category", "metric", "score", "start", "training", "key")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.cli.arguments import load_spec
+from peftlab.config.groups import GROUPS
+from peftlab.config.spec import RunSpec
+from peftlab.config.task import available
 from peftlab.errors import UserError
-from peftlab.groups import GROUPS
-from peftlab.record import Record
-from peftlab.spec import RunSpec
-from peftlab.task import available
+from peftlab.records.record import Record
 
 
 def command(record: Record) -> str:

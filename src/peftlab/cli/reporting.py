@@ -10,8 +10,8 @@ import typer
 from peftlab.cli import units
 from peftlab.cli.comparing import compared
 from peftlab.errors import UserError
+from peftlab.records.store import RunStore
 from peftlab.report import contents, page
-from peftlab.store import RunStore
 
 
 def report(folder: str, *, output: str, task: str | None, metric: str | None, where: str | None) -> None:

@@ -12,8 +12,8 @@ import typer
 from peftlab.cli import arguments, display, repeating, scores, tables, units
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Finished
-from peftlab.record import Evaluation, Record, to_json
-from peftlab.store import RunStore
+from peftlab.records.record import Evaluation, Record, to_json
+from peftlab.records.store import RunStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def run(
     """Train and score one experiment, then print its record or a summary of it."""
     _set_up_logging(verbose)
     spec = arguments.load_spec(path, arguments.parse(settings), dialect)
-    from peftlab import runs, uploading
+    from peftlab.job import runs, uploading
 
     store, chosen = RunStore(folder), runs.Options(**vars(options))
     events = runs.events(spec, store, chosen)
@@ -72,7 +72,7 @@ def evaluate(
             f"--checkpoint {checkpoint}: no such checkpoint", fix="give last, best, or the number of a step"
         )
     overrides = arguments.parse(settings)
-    from peftlab import evaluating
+    from peftlab.job import evaluating
 
     found: list[tuple[str, Evaluated]] = []
     for reference in references:

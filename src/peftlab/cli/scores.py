@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftlab.cli import units
-from peftlab.record import Evaluation, Metric, Record
+from peftlab.records.record import Evaluation, Metric, Record
 from peftlab.verdicts.columns import flat
 
 _ROLES = ("best", "last")

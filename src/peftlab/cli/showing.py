@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from peftlab.cli import arguments, tables, units
+from peftlab.config.folders import YAML_SUFFIXES
+from peftlab.config.loading import bare
+from peftlab.config.settings import read_yaml
+from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.folders import YAML_SUFFIXES
-from peftlab.loading import bare
-from peftlab.settings import read_yaml
-from peftlab.spec import RunSpec
 
 if TYPE_CHECKING:
-    from peftlab import data
-    from peftlab.lengths import Bin
-    from peftlab.tokenise import TokenRow
+    from peftlab.rows import data
+    from peftlab.rows.lengths import Bin
+    from peftlab.rows.tokenise import TokenRow
 
 NUM_ROWS = 3
 PATIENCE_SECONDS, REPEAT_SECONDS = 2.0, 10.0
@@ -93,7 +93,8 @@ def _experiment(spec: RunSpec, *, every_row: bool) -> dict[str, Any]:
     rows = _read(spec)
     if not rows.train:
         raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
-    from peftlab import lengths, models
+    from peftlab.modelling import models
+    from peftlab.rows import lengths
 
     with patience(lambda: f"loading the tokenizer of {spec.model.id}"):
         tokenizer = models.load_tokenizer(spec.model)
@@ -126,7 +127,7 @@ def _experiment(spec: RunSpec, *, every_row: bool) -> dict[str, Any]:
 
 def _read(spec: RunSpec) -> data.Rows:
     with patience(lambda: f"reading the rows of {spec.task.name}"):
-        from peftlab import data
+        from peftlab.rows import data
 
         return data.load(spec)
 
@@ -157,7 +158,7 @@ def _draw(found: Mapping[str, Any]) -> None:
         typer.echo(marked(Shown(**row), colours=_colours()))
     typer.echo("")
     if "histogram" in found:
-        from peftlab.lengths import Bin
+        from peftlab.rows.lengths import Bin
 
         for line in bars([Bin(**one) for one in found["histogram"]], limit=found["limit"]):
             typer.echo(line)

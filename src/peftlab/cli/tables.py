@@ -40,7 +40,7 @@ def write_pairs(pairs: Mapping[str, Cell], *, stream: TextIO | None = None) -> N
 
 def write_json(value: object) -> None:
     """Print a value as JSON, NaN and infinity kept, and nothing else."""
-    from peftlab.record import dumps
+    from peftlab.records.record import dumps
 
     print(dumps(value, indent=1))
 

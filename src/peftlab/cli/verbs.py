@@ -275,6 +275,32 @@ def report(
     reporting.report(results, output=output, task=task, metric=metric, where=where)
 
 
+@app.command(short_help="Try a method on its model: what holds, what does not.")
+def doctor(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EXPERIMENT] [KEY=VALUE]", help="An experiment and settings; none: the machine."),
+    ] = None,
+    dialect: Dialect = None,
+    json: Json = False,
+    plugins: Plugins = None,
+) -> None:
+    """Try an experiment's method on its own model and rows, and say in one line each what holds.
+
+    \b
+    Examples:
+      peftlab doctor experiments/lora/smollm2-135m-r16 task=arithmetic
+      peftlab doctor my/adapter model.dtype=bfloat16 --json
+      peftlab doctor                                    libraries, machine, the table of methods
+
+    Six steps on four rows: gradients, what changes and what must not, saving and loading, merging, switching off,
+    batches, resuming, the seed. Exit code 1 when something is broken, 2 for bad input. Writes nothing that stays.
+    """
+    from peftlab.cli import doctoring
+
+    doctoring.doctor(words or [], as_json=json, dialect=dialect)
+
+
 class Listing(StrEnum):
     """What can be listed."""
 

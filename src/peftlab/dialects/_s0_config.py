@@ -136,5 +136,8 @@ def _query_template(run: Run) -> str:
 
 
 def validations(run: Run) -> list[Mapping[str, Any]]:
-    """The evaluations on validation rows along the way, by step."""
-    return sorted(run.scored("valid", "step"), key=lambda one: int(one["checkpoint"]))
+    """The evaluations on validation rows along the way, by step; of several of one step that of the run's settings."""
+    own = run.spec.get("generation")
+    found = run.scored("valid", "step")
+    found.sort(key=lambda one: (int(one["checkpoint"]), (one.get("settings") or {}).get("generation") == own))
+    return list({one["checkpoint"]: one for one in found}.values())

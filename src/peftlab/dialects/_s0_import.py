@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from peftlab.config.groups import GenerationSettings
 from peftlab.digest import digest
 from peftlab.errors import UserError
-from peftlab.groups import GenerationSettings
 
 NAME = "s0"
 TASK, SCORE = "metamath_gsm8k", "exact_match_s0"

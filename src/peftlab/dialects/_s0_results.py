@@ -40,6 +40,7 @@ PROTOCOL: Mapping[str, Any] = {
     "generation.limits": "batch",
     "generation.stop": [],
     "model.revision": None,
+    "optim.decay_exempt": "none",
     "train.early_stopping_patience": None,
     "launch.num_processes": 1,
 }
@@ -284,6 +285,8 @@ def _own_section(run: Run, unknown: dict[str, str]) -> dict[str, Any]:
     if forgetting is None and record["status"] == "finished":
         unknown["train_info.metrics.forgetting"] = reason or "not measured"
     differs = {name: run.get(name) for name, plain in PROTOCOL.items() if run.get(name) not in (None, plain)}
+    if run.get("quant.method") is not None and run.get("model.dtype") != "bfloat16":
+        differs["model.dtype"] = run.get("model.dtype")  # of what is not quantised
     if run.get("train.mixed_precision") == "bf16":
         differs["train.mixed_precision"] = "bf16"
     if warms_up_longer(run):

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from peftlab.config.settings import Settings
 from peftlab.errors import UserError
-from peftlab.settings import Settings
 
 Strategy = Literal["no", "steps", "epoch"]
 Precision = Literal["no", "fp16", "bf16"]
@@ -191,7 +191,7 @@ def given(file: File) -> set[str]:
     return names
 
 
-VALIDATING = ("eval_strategy", "eval_steps", "load_best_model_at_end", "early_stopping_patience")
+VALIDATING = ("eval_strategy", "eval_steps", "early_stopping_patience")
 """Settings of `train` that, on the command line, ask for validation or say when."""
 
 
@@ -223,6 +223,12 @@ class Reading:
         return self.classifies or bool(self.modes)
 
     @property
+    def keeps_best(self) -> bool:
+        """Whether the best weights are kept, as the command line or else the file has it."""
+        said = self.overrides.get("train.load_best_model_at_end", self.file.training.load_best_model_at_end)
+        return bool(said)
+
+    @property
     def eval_steps(self) -> int | None:
         """Steps between validations; None: nobody names them, and the usual number may be more than the epochs have.
 
@@ -233,7 +239,7 @@ class Reading:
             return training.eval_steps
         if isinstance(steps, int) and steps > 0:
             return min(training.eval_steps, steps)
-        wanted = training.load_best_model_at_end or any(f"train.{name}" in self.overrides for name in VALIDATING)
+        wanted = self.keeps_best or any(f"train.{name}" in self.overrides for name in VALIDATING)
         return training.eval_steps if wanted else None
 
     @property

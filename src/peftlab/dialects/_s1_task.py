@@ -6,8 +6,8 @@ import re
 import string
 from typing import Any
 
+from peftlab.config.templates import template_fields
 from peftlab.dialects._s1_sections import Reading
-from peftlab.task import template_fields
 
 MOVED = {"glue": "nyu-mll/glue", "gsm8k": "openai/gsm8k"}
 """Data sets by the short names that the hub has given up."""

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from peftlab.config.groups import BUDGETS, GROUPS
+from peftlab.config.settings import Settings, read_json, validated
 from peftlab.dialects import _s0_import, _s0_results
 from peftlab.errors import UserError, unknown_name
-from peftlab.groups import GROUPS
 from peftlab.protocols import Dialect, Foreign, Native
-from peftlab.settings import Settings, read_json, validated
 
 DEFAULTS_FILE = "default_training_params.json"
 EXPERIMENTS = "experiments"
@@ -187,8 +187,7 @@ def to_native(found: Foreign) -> Native:
     merged = {**shared, **(found.parameters or {})}
     task = merged.pop("task", TASK)
     flat = _merged_flat(merged, shared, found.where, source)
-    steps = found.overrides.get("train.max_steps")
-    optim, notes = _optim(flat, found.where, steps if isinstance(steps, int) else None)
+    optim, notes = _optim(flat, found.where, _warmup(flat, found.overrides))
     parameters = {
         "task": task,
         "seed": flat.seed,
@@ -246,11 +245,16 @@ def _flat(given: Mapping[str, Any], where: str) -> Flat:
     return flat
 
 
-def _optim(flat: Flat, where: str, steps: int | None) -> tuple[dict[str, Any], list[str]]:
-    """The optimizer with every number written out that the benchmark leaves to a library's default.
+def _warmup(flat: Flat, overrides: Mapping[str, Any]) -> int | float:
+    """A tenth of the budget, also of one that the command line gives: whole steps rounded down, else the share."""
+    if any(overrides.get(f"train.{name}") is not None for name in BUDGETS if name != "max_steps"):
+        return 0.1
+    steps = overrides.get("train.max_steps")
+    return int(0.1 * (steps if isinstance(steps, int) else flat.max_steps))
 
-    `steps` is the budget where the command line gives another one: the warm-up is a tenth of it, rounded down.
-    """
+
+def _optim(flat: Flat, where: str, warmup: int | float) -> tuple[dict[str, Any], list[str]]:
+    """The optimizer with every number written out that the benchmark leaves to a library's default."""
     name, rest = flat.optimizer_type, dict(flat.optimizer_kwargs)
     own_rate, own_decay = _OPTIMIZERS[name]
     notes = []
@@ -265,7 +269,6 @@ def _optim(flat: Flat, where: str, steps: int | None) -> tuple[dict[str, Any], l
         raise UserError(f"{where}: 'optimizer_kwargs': {name} has no weight_decay", fix="remove it")
     if own_decay and decay_name not in rest:
         notes.append(f"optimizer_kwargs without weight_decay: {name}'s own {own_decay} stands, not the defaults' value")
-    warmup = int(0.1 * (steps or flat.max_steps))
     optim = {
         "optimizer": name,
         "learning_rate": rest.pop("lr", own_rate),

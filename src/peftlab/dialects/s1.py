@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from peftlab.config.groups import GROUPS
+from peftlab.config.settings import validated
 from peftlab.dialects._s1_sections import IDLE, OPTIMIZERS, File, Reading, given
 from peftlab.dialects._s1_task import graded_by, task_of
 from peftlab.errors import UserError, unknown_name
-from peftlab.groups import GROUPS
 from peftlab.protocols import Dialect, Foreign, Native
-from peftlab.settings import validated
 
 SECTIONS = tuple(File.model_fields)
 NATIVE = ("task", "adapter", "seed", *GROUPS)
@@ -89,9 +89,10 @@ def to_native(found: Foreign) -> Native:
         notes=["read as dialect s1"],
     )
     task = task_of(reading)
+    quant = _quant(reading)
     groups = {
-        "model": _model(reading),
-        "quant": _quant(reading),
+        "model": _model(reading, quantises=bool(quant)),
+        "quant": quant,
         "optim": _optim(reading),
         "batch": _batch(reading),
         "train": _train(reading, validates="valid" in task),
@@ -147,7 +148,8 @@ def _classifies(file: File, where: str) -> bool:
 # ---------------------------------------------------------------------------------------------- model and adapter
 
 
-def _model(reading: Reading) -> dict[str, Any]:
+def _model(reading: Reading, *, quantises: bool) -> dict[str, Any]:
+    """The base model. Beside quantised weights S1 turns all others to float32 (`prepare_model_for_kbit_training`)."""
     model, training = reading.file.model, reading.file.training
     if model.trust_remote_code and "model.trust_remote_code" in reading.given:
         reading.notes.append(
@@ -157,7 +159,7 @@ def _model(reading: Reading) -> dict[str, Any]:
     half = "bfloat16" if training.bf16 else "float16"
     return {
         "id": model.name_or_path,
-        "dtype": "float32" if reading.classifies else half,
+        "dtype": "float32" if reading.classifies or quantises else half,
         "gradient_checkpointing": training.gradient_checkpointing,
     }
 
@@ -178,7 +180,8 @@ def _quant(reading: Reading) -> dict[str, Any]:
         if bits is not None:
             reading.notes.append(
                 f"training.optim: {name}: by this name alone the base model is quantised to {bits} bits "
-                "(quant.method); for one that is not: quant.method=null on the command line"
+                "(quant.method), the rest of it kept in float32 (model.dtype); for one that is not: quant.method=null "
+                "on the command line"
             )
     if bits == 4:
         compute = "bfloat16" if reading.file.training.bf16 else "float16"
@@ -233,16 +236,12 @@ def _optim(reading: Reading) -> dict[str, Any]:
         raise unknown_name("schedule", schedule, SCHEDULES, where=f"{reading.where}: 'training.lr_scheduler_type'")
     if "4bit" in name and "optim.optimizer" not in reading.overrides:
         reading.notes.append(f"training.optim: {name}: the optimizer's own state is kept in full precision")
-    decay = reading.overrides.get("optim.weight_decay", training.weight_decay)
-    if decay and (reading.classifies or reading.file.peft.bias != "none"):
-        reading.notes.append(
-            f"optim.weight_decay: {decay} holds for every trained tensor; the library's Trainer leaves out biases and "
-            f"norms, and {'those of the head' if reading.classifies else 'biases'} are trained here"
-        )
+    decays = bool(reading.overrides.get("optim.weight_decay", training.weight_decay))
     return {
         "optimizer": OPTIMIZERS[name],
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
+        **({"decay_exempt": "bias_and_norm"} if decays else {}),  # as the library's Trainer, which these files are for
         "lr_scheduler_type": SCHEDULES[schedule],
         "warmup_steps": 0 if schedule == "constant" else training.warmup_ratio,
         "max_grad_norm": training.max_grad_norm,
@@ -301,7 +300,7 @@ def _train(reading: Reading, *, validates: bool) -> dict[str, Any]:
     elif reading.eval_steps is not None:
         train["eval_steps"] = reading.eval_steps
     _note_unwritten(reading)
-    return train | (_best(reading, validates=validates) if training.load_best_model_at_end else {})
+    return train | (_best(reading, validates=validates) if reading.keeps_best else {})
 
 
 def _note_unwritten(reading: Reading) -> None:

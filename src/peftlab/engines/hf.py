@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,10 +38,22 @@ def _generate(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any])
             attention_mask=attention_mask.to(built.device),
             generation_config=_config(built, prompts, options),
             tokenizer=built.tokenizer,
-            **(dict(prompts[0].forward_inputs)),
+            synced_gpus=False,  # each process has rows of its own; with FSDP it is not the default
+            **_more_inputs(built, input_ids, attention_mask, prompts),
         )
     answers = output[:, width:].tolist()
     return [_completion(built, prompt, ids, options["stop"]) for prompt, ids in zip(prompts, answers, strict=True)]
+
+
+def _more_inputs(
+    built: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, prompts: Sequence[Prompt]
+) -> dict[str, Any]:
+    """What the method adds to the model's inputs, as in training."""
+    if built.method.forward_inputs is None:
+        return dict(prompts[0].forward_inputs)
+    ids, mask = input_ids.to(built.device), attention_mask.to(built.device)
+    batch = SimpleNamespace(input_ids=ids, attention_mask=mask, labels=None)
+    return {**built.method.forward_inputs(batch), **prompts[0].forward_inputs}
 
 
 def _config(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> GenerationConfig:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftlab.config.references import LOCAL_FOLDER
 from peftlab.errors import unknown_name
-from peftlab.record import Evaluation, Record
-from peftlab.references import LOCAL_FOLDER
+from peftlab.records.record import Evaluation, Record
 from peftlab.verdicts.outcomes import Outcomes, joined, read, score
 from peftlab.verdicts.statistics import Interval
 

@@ -6,11 +6,12 @@ why.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from peftlab.record import Evaluation, Record
+from peftlab.records.record import Evaluation, Record
 from peftlab.verdicts.arms import final
 
 Kind = Literal["text", "number", "count", "seconds", "bytes", "time"]
@@ -38,8 +39,23 @@ class Column:
     why: str = ""
 
 
-def _memory(name: str) -> Callable[[Record], Any]:
-    return lambda record: record.cost.added_bytes(name)
+def _cost(name: str, title: str, kind: Kind, pick: Callable[[Record], Any], why: str = "") -> Column:
+    """A number of which less is better."""
+    return Column(name=name, title=title, kind=kind, pick=pick, direction="lower", why=why)
+
+
+def _memory(name: str, title: str, statistic: str) -> Column:
+    return _cost(
+        name, f"memory added, {title}", "bytes", lambda record: record.cost.added_bytes(statistic), "memory_bytes"
+    )
+
+
+def _parameters(name: str, title: str, counted: str) -> Column:
+    return _cost(name, title, "count", lambda record: getattr(record.cost, counted), counted)
+
+
+def _seconds(record: Record) -> float | None:
+    return sum(record.cost.seconds.values()) if record.cost.seconds else None
 
 
 COLUMNS = (
@@ -48,84 +64,16 @@ COLUMNS = (
     Column(name="model", title="model", kind="text", pick=lambda record: (record.spec.get("model") or {}).get("id")),
     Column(name="task", title="trained on", kind="text", pick=lambda record: record.task),
     Column(name="seed", title="seed", kind="count", pick=lambda record: record.seed),
-    Column(
-        name="total_seconds",
-        title="total time",
-        kind="seconds",
-        pick=lambda record: sum(record.cost.seconds.values()) if record.cost.seconds else None,
-        direction="lower",
-        why="total",
-    ),
-    Column(
-        name="train_seconds",
-        title="train time",
-        kind="seconds",
-        pick=lambda record: record.cost.seconds.get("train"),
-        direction="lower",
-        why="train",
-    ),
-    Column(
-        name="train_loss",
-        title="train loss, last step",
-        kind="number",
-        pick=lambda record: record.training.get("final_loss"),
-        direction="lower",
-    ),
-    Column(
-        name="memory_max",
-        title="memory added, maximum",
-        kind="bytes",
-        pick=_memory("maximum"),
-        direction="lower",
-        why="memory_bytes",
-    ),
-    Column(
-        name="memory_99th",
-        title="memory added, 99th percentile",
-        kind="bytes",
-        pick=_memory("percentile_99"),
-        direction="lower",
-        why="memory_bytes",
-    ),
-    Column(
-        name="memory_avg",
-        title="memory added, average",
-        kind="bytes",
-        pick=_memory("average"),
-        direction="lower",
-        why="memory_bytes",
-    ),
-    Column(
-        name="trainable_parameters",
-        title="trainable parameters",
-        kind="count",
-        pick=lambda record: record.cost.num_trainable_parameters,
-        direction="lower",
-        why="num_trainable_parameters",
-    ),
-    Column(
-        name="total_parameters",
-        title="all parameters",
-        kind="count",
-        pick=lambda record: record.cost.num_parameters,
-        direction="lower",
-        why="num_parameters",
-    ),
-    Column(
-        name="adapter_bytes",
-        title="file size",
-        kind="bytes",
-        pick=lambda record: record.cost.adapter_bytes,
-        direction="lower",
-        why="adapter_bytes",
-    ),
-    Column(
-        name="forgetting",
-        title="forgetting",
-        kind="number",
-        pick=lambda record: (record.training.get("forgetting") or {}).get("change"),
-        direction="lower",
-    ),
+    _cost("total_seconds", "total time", "seconds", _seconds, "total"),
+    _cost("train_seconds", "train time", "seconds", lambda record: record.cost.seconds.get("train"), "train"),
+    _cost("train_loss", "train loss, last step", "number", lambda record: record.training.get("final_loss")),
+    _memory("memory_max", "maximum", "maximum"),
+    _memory("memory_99th", "99th percentile", "percentile_99"),
+    _memory("memory_avg", "average", "average"),
+    _parameters("trainable_parameters", "trainable parameters", "num_trainable_parameters"),
+    _parameters("total_parameters", "all parameters", "num_parameters"),
+    _cost("adapter_bytes", "file size", "bytes", lambda record: record.cost.adapter_bytes, "adapter_bytes"),
+    _cost("forgetting", "forgetting", "number", lambda record: (record.training.get("forgetting") or {}).get("change")),
     Column(name="train_samples", title="train samples", kind="count", pick=lambda record: _samples(record)),
     Column(
         name="train_tokens",
@@ -180,6 +128,17 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config with dotted keys, without what has no value; lists as JSON text.
+
+    Example:
+        >>> settings({"adapter": {"r": 4, "target_modules": ["q", "v"], "layers": None}})
+        {'adapter.r': 4, 'adapter.target_modules': '["q", "v"]'}
+    """
+    given = {name: value for name, value in flat(config).items() if value is not None and value not in ("", [], {})}
+    return {name: json.dumps(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
 def values(record: Record, task: str | None = None) -> dict[str, Any]:
     """Every column of a record by its name.
 
@@ -192,12 +151,16 @@ def values(record: Record, task: str | None = None) -> dict[str, Any]:
         record: The run.
         task: Whose metrics have no task in their name. None: those of the task trained on, or of the first one scored.
     """
-    settings = {name: value for name, value in record.spec.items() if isinstance(value, Mapping) and name != "task"}
     return {
         **_metrics(record, task),
-        **flat(settings),
+        **flat(groups(record)),
         **{column.name: column.pick(record) for column in COLUMNS},
     }
+
+
+def groups(record: Record) -> dict[str, Any]:
+    """The groups of settings of a run, and its adapter's config."""
+    return {name: value for name, value in record.spec.items() if isinstance(value, Mapping) and name != "task"}
 
 
 def _metrics(record: Record, task: str | None) -> dict[str, float]:

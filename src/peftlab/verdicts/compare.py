@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from peftlab.errors import UserError
-from peftlab.record import Record
-from peftlab.store import RunStore
+from peftlab.records.record import Record
+from peftlab.records.store import RunStore
 from peftlab.verdicts.arms import Arm, BareModel, Base, FolderOf, LeftOut, Reader, Scored, by_task, superseded, unique
 from peftlab.verdicts.statistics import Difference, holm, paired_difference, paired_over_seeds
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from peftlab.atomic import safe_name
-from peftlab.record import Evaluation, Metric
+from peftlab.records.atomic import safe_name
+from peftlab.records.record import Evaluation, Metric
 from peftlab.verdicts.statistics import Array, Interval, mean_interval, mean_over_seeds, run_interval
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peftlab.errors import UserError, nearest
-from peftlab.record import Record
+from peftlab.records.record import Record
 from peftlab.verdicts import columns
 
 MAX_CHARACTERS = 10_000

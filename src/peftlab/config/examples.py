@@ -1,0 +1,113 @@
+"""A task's rows to Examples: columns picked, prompts rendered, references checked. Reads no data set."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from peftlab.config.task import TASK_FOLDER, Row, Task
+from peftlab.config.templates import fill, template_fields
+from peftlab.digest import digest
+from peftlab.errors import UserError, nearest
+from peftlab.protocols import Example
+
+
+@cache
+def _converter(name: str) -> Callable[[Row], Row]:
+    spec = importlib.util.spec_from_file_location(f"peftlab.tasks.{name}", TASK_FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    converter: Callable[[Row], Row] = module.convert
+    return converter
+
+
+def examples(task: Task, rows: Sequence[Row]) -> list[Example]:
+    """Turn raw rows into Examples, in order. An item's id is the hash of its task columns.
+
+    Raises:
+        UserError: A column that the data has not.
+    """
+    convert = _converter(task.name) if task.convert else None
+    result = []
+    for row in rows:
+        converted = convert(row) if convert else row
+        result.append(_example(task, {name: _pick(task, converted, names) for name, names in task.columns.items()}))
+    return result
+
+
+def within(task: Task, rows: Sequence[Row], limit: int) -> list[bool]:
+    """Which raw rows have at most `limit` characters: the task's columns as text, joined by one space each."""
+    convert = _converter(task.name) if task.convert else None
+    lengths = []
+    for row in rows:
+        converted = convert(row) if convert else row
+        lengths.append(sum(len(str(_pick(task, converted, names))) + 1 for names in task.columns.values()) - 1)
+    return [length <= limit for length in lengths]
+
+
+def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
+    for name in (names,) if isinstance(names, str) else names:
+        if name in row:
+            return row[name]
+    wanted = (names,) if isinstance(names, str) else names
+    guess = next((found for name in wanted if (found := nearest(name, row))), None)
+    raise UserError(
+        f"task '{task.name}': the data has no column {names!r}; it has {sorted(row)}",
+        fix=f"did you mean '{guess}'? mend 'columns' in the task" if guess else "mend 'columns' in the task",
+    )
+
+
+def _example(task: Task, values: dict[str, Any]) -> Example:
+    plain = {name: value for name, value in values.items() if not isinstance(value, (list, tuple))}
+    for name in {*template_fields(task.prompt), *template_fields(task.target), *task.pair} & set(values):
+        if values[name] is None or name not in plain:
+            raise UserError(
+                f"task '{task.name}': column '{name}' of a row is {str(values[name])[:100]}, not text",
+                fix="mend the data, or use another column",
+            )
+    choices = tuple(str(choice) for choice in values[task.choices]) if task.choices else ()
+    reference: Any = values[task.reference]
+    target_values = dict(plain)
+    if task.choices or task.labels:
+        reference = _index(task, reference, choices if task.choices else task.labels)
+    if task.choices:
+        target_values["choice"] = choices[reference]
+    try:
+        item = digest(values)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"task '{task.name}': a row is no plain data ({error}): {str(values)[:200]}", fix="mend the row"
+        ) from None
+    return Example(
+        item=item,
+        prompt=fill(task.prompt, plain),
+        target=fill(task.target, target_values) if task.target else "",
+        reference=reference,
+        choices=tuple(fill(task.target, {**plain, "choice": choice}) for choice in choices),
+        pair=tuple(str(values[name]) for name in task.pair),
+        columns={name: str(value) for name, value in values.items()},
+    )
+
+
+def _index(task: Task, reference: Any, names: Sequence[str]) -> int:
+    """The reference as an index into choices or labels; a label's name counts as its number."""
+    if reference in task.labels:
+        return task.labels.index(reference)
+    if isinstance(reference, str) and reference.isdecimal() and reference.isascii():
+        reference = int(reference)  # CSV knows only text
+    if isinstance(reference, bool) or not isinstance(reference, int) or not 0 <= reference < len(names):
+        what = "labels" if task.labels else "choices"
+        raise UserError(
+            f"task '{task.name}': '{task.reference}' = {reference!r} is no index into the {len(names)} {what}",
+            fix=f"mend 'reference' or '{what}' in the task; rows without a public answer cannot be used",
+        )
+    return reference
+
+
+def with_shots(task: Task, example: Example, shots: Sequence[Example]) -> str:
+    """The example's prompt with worked examples before it, joined by the task's separator."""
+    worked = [shot.prompt + shot.target for shot in shots]
+    return task.separator.join([*worked, example.prompt])

@@ -1,0 +1,295 @@
+"""Load and check a task file, and say what of a task is in which key. `examples.py` turns its rows into Examples.
+
+A task is data: one YAML. Rows that need code have one small file of the same name with `convert(row) -> row`.
+Reading data sets is `data.py`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Strict, model_validator
+
+from peftlab.config import references
+from peftlab.config.settings import Settings, declared, read_yaml, setting, validated
+from peftlab.config.templates import template_fields
+from peftlab.digest import digest, file_digest
+from peftlab.errors import UserError, unknown_name
+from peftlab.protocols import Grader, find, metric_name
+
+TASK_FOLDER = Path(__file__).parent.parent / "tasks"
+Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = ("train", "valid", "test")
+CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
+"""Which part takes its rows first where several draw from one pool."""
+ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+"""Endings of files with rows: JSON Lines, the same compressed, one JSON list, CSV with a header, or Parquet."""
+Row = Mapping[str, Any]
+Names = Annotated[tuple[str, ...], Strict(False)]
+"""A list in YAML, a tuple here."""
+
+
+class Source(Settings):
+    """Where rows come from: a data set (hub id or local folder) or a generator; which of them, and how many."""
+
+    dataset: str | None = setting(None, "hub id, or a folder or file starting with ./ or /")
+    generator: str | None = setting(None, "name of a reasoning-gym generator")
+    version: str | None = setting(None, "version of the generator library whose rows are meant")
+    options: dict[str, Any] = setting({}, "options of the generator")
+    seed: int | None = setting(None, "the generator's seed")
+    size: int | None = setting(None, "rows to generate", gt=0)
+    subset: str | None = setting(None, "the data set's config name")
+    revision: str | None = setting(None, "commit of the data set")
+    split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
+    max_characters: int | None = setting(
+        None, "leave longer rows out, before any draw: characters of the task's columns, joined by a space", gt=0
+    )
+    sample: int | float | None = setting(None, "rows drawn at random by data_seed: a count, or a ratio below 1")
+    sample_by: Literal["rank", "numpy"] = setting(
+        "rank", "how they are drawn: by rank, in file order; or the first of numpy's legacy shuffle, as they come"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        if (self.dataset is None) == (self.generator is None):
+            raise ValueError("give either 'dataset' or 'generator'")
+        if self.generator is not None and (self.seed is None or self.size is None):
+            raise ValueError("a generator needs 'seed' and 'size'")
+        if self.dataset is not None and self.split is None:
+            raise ValueError("a dataset needs 'split'")
+        foreign: tuple[str, ...] = (
+            ("version", "options", "seed", "size") if self.dataset else ("subset", "revision", "split")
+        )
+        if self.dataset is not None and references.is_local(self.dataset):
+            foreign += ("subset", "revision")
+        given = [name for name in foreign if getattr(self, name) not in (None, {})]
+        if given:
+            kind = "generator" if self.generator else "local file or folder" if "subset" in foreign else "dataset"
+            raise ValueError(f"{', '.join(given)} has no meaning for a {kind}")
+        if self.sample is not None and self.sample <= 0:
+            raise ValueError("'sample' must be above 0")
+        if isinstance(self.sample, float) and self.sample >= 1:
+            raise ValueError("'sample' is a count (an integer) or a ratio below 1")
+        if self.sample_by != "rank" and self.sample is None:
+            raise ValueError("'sample_by' says how 'sample' is drawn, which is not given")
+        return self
+
+    @property
+    def pool(self) -> str:
+        """Names the set of rows that this source draws from; parts with equal pools must be disjoint."""
+        if self.generator is not None:
+            return digest({"generator": self.generator, "options": self.options})
+        assert self.dataset is not None
+        split = None if self.dataset.endswith(ROW_FILES) and references.is_local(self.dataset) else self.split_name
+        return digest({"dataset": self.dataset, "subset": self.subset, "split": split})
+
+    @property
+    def split_name(self) -> str:
+        """The split without its slice."""
+        return (self.split or "").partition("[")[0]
+
+    def identity(self) -> dict[str, Any]:
+        """What is declared; a local file is named by its content, wherever it lies."""
+        plain = declared(self, "train")
+        path = local_file(self)
+        if path is not None:
+            plain.update(dataset="file", content=file_digest(path))
+        return plain
+
+
+class GraderChoice(Settings):
+    """Which grader judges the task; the first mode is the primary one."""
+
+    name: str = setting(..., "a grader's name, or package.module:attr", key="none")
+    modes: tuple[str, ...] = setting((), "modes to report; the first is primary", key="none", strict=False)
+
+
+class Task(Settings):
+    """A task file, checked. `name` is the file's stem."""
+
+    name: str = setting(..., "the file's stem", key="none")
+    version: Literal[1] = setting(..., "version of the task file format", key="none")
+    kind: Literal["generate", "choose", "classify"] = setting(..., "how it is trained and scored")
+    description: str = setting("", "one sentence", key="none")
+    citation: str = setting("", "paper or source", key="none")
+    licence: str = setting("", "licence of the data", key="none")
+    train: Source | None = setting(None, "training rows")
+    valid: Source | None = setting(None, "validation rows", key="eval")
+    test: Source | None = setting(None, "test rows", key="eval")
+    columns: dict[str, str | Names] = setting({}, "our name: the data's name, or several to try")
+    prompt: str = setting("", "template over the columns")
+    target: str = setting("", "template of what is to be written after the prompt")
+    reference: str = setting("answer", "column that the grader compares with", key="eval")
+    choices: str = setting("", "column that holds the choices (kind: choose)", key="eval")
+    pair: tuple[str, ...] = setting((), "one or two text columns (kind: classify)", strict=False)
+    labels: tuple[str, ...] = setting((), "names of the classes, by label number (kind: classify)", strict=False)
+    separator: str = setting("\n\n", "text between few-shot examples", key="eval")
+    stop: tuple[str, ...] = setting((), "strings that end a generated answer", key="eval", strict=False)
+    max_new_tokens: int | None = setting(None, "this task's own generation limit", key="eval", gt=0)
+    grader: GraderChoice = setting(..., "grader and modes", key="none")
+    metrics: dict[str, Literal["higher", "lower"]] = setting(..., "metric: direction; the first is primary", key="none")
+    allow_overlap: float = setting(0.01, "share of test items that may stand in the training rows", key="none", ge=0)
+    convert: str | None = setting(None, "digest of the same-stem .py, filled in by `load`", baseline=None)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Task:
+        needed = {
+            "generate": ("prompt", "target"),
+            "choose": ("prompt", "target", "choices"),
+            "classify": ("pair", "labels"),
+        }
+        missing = [name for name in needed[self.kind] if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"kind '{self.kind}' needs {', '.join(missing)}")
+        if len(self.pair) > 2:
+            raise ValueError("'pair' names one or two columns")
+        if self.choices and self.kind != "choose":
+            raise ValueError("'choices' belongs to kind 'choose'")
+        for name in ("prompt", "target"):
+            known = {*self.columns, "choice"} if name == "target" and self.choices else set(self.columns)
+            for column in template_fields(getattr(self, name)):
+                if column not in known:
+                    raise ValueError(
+                        f"'{name}' uses {{{column}}}, which is not among 'columns': {sorted(self.columns)}"
+                    )
+        for column in (self.reference, self.choices, *self.pair):
+            if column and column not in self.columns:
+                raise ValueError(
+                    f"'{column}' (reference, choices, pair) is not among 'columns': {sorted(self.columns)}"
+                )
+        for name, needs in (("prompt", "a column"), ("target", "{choice}" if self.choices else "a column")):
+            used = template_fields(getattr(self, name))
+            if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
+                raise ValueError(f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row")
+        if "" in self.stop:
+            raise ValueError("'stop' holds an empty string, which would end every answer at once")
+        if not self.metrics:
+            raise ValueError("'metrics' must name at least one metric")
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric named first."""
+        return next(iter(self.metrics))
+
+    def identity(self) -> dict[str, Any]:
+        """What of the task can change trained weights: prompt, columns, sources that training rows depend on."""
+        plain = declared(self, "train")
+        plain.pop("train", None)
+        if self.kind != "generate":  # here the reference is what is learnt, not only what is graded
+            plain["learnt"] = [self.reference, self.choices]
+        if self.train is not None:
+            plain["train"] = self.train.identity()
+            for part in ("valid", "test"):
+                source = getattr(self, part)
+                if source is not None and source.pool == self.train.pool:
+                    plain[part] = source.identity()
+        return plain
+
+    def evaluation_identity(self, part: Part) -> dict[str, Any]:
+        """What of the task can change the predictions on one part, with the parts that take their rows before it."""
+        source = getattr(self, part)
+        before = {name: getattr(self, name) for name in CLAIM_ORDER[: CLAIM_ORDER.index(part)]} if source else {}
+        claimed = {name: other.identity() for name, other in before.items() if other and other.pool == source.pool}
+        fields = {name: value for name, value in declared(self, "eval").items() if name not in PARTS}
+        return {
+            "name": self.name,
+            "part": part,
+            "source": source.identity() if source else None,
+            **({"claimed": claimed} if claimed else {}),
+            "kind": self.kind,
+            "columns": self.model_dump(mode="json")["columns"],
+            "prompt": self.prompt,
+            "target": self.target,
+            **({"pair": list(self.pair)} if self.pair else {}),
+            **({"convert": self.convert} if self.convert else {}),
+            **{name: value for name, value in fields.items() if name not in ("max_new_tokens", "stop")},
+        }
+
+
+def available() -> list[str]:
+    """Names of the tasks that peftlab brings."""
+    return sorted(path.stem for path in TASK_FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Task:
+    """Read the task `name`: one that peftlab brings, or the path of a YAML file of your own.
+
+    Raises:
+        UserError: No such task, or a mistake in its file.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else TASK_FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent != TASK_FOLDER or "/" in name:
+            raise UserError(
+                f"task file not found: {path}", fix="give a task's name (peftlab list tasks) or a YAML's path"
+            )
+        raise unknown_name("task", name, available())
+    data = read_yaml(path)
+    if "name" in data or "convert" in data:
+        raise UserError(f"{path}: 'name' and 'convert' are filled in by peftlab", fix="remove them from the file")
+    code = path.with_suffix(".py")
+    if code.is_file():
+        if path.parent != TASK_FOLDER:
+            raise UserError(
+                f"{code} would run as part of the task; only tasks that peftlab brings may have code",
+                fix="write the rows to a file in the shape that the YAML describes, and remove the .py",
+            )
+        data["convert"] = digest(code.read_text(encoding="utf-8"))
+    return task_of({"name": path.stem, **data}, where=str(path))
+
+
+def task_of(data: Mapping[str, Any], *, where: str) -> Task:
+    """The task that a mapping describes, as a task file does; one written into an experiment has a `name` too."""
+    fix = f"see a task that works, such as {TASK_FOLDER / available()[0]}.yaml"
+    return validated(Task, data, where=where, fix=fix)
+
+
+def measured_metrics(task: Task) -> list[str]:
+    """The metrics that the task's grader measures under the task's modes.
+
+    Raises:
+        UserError: An unknown grader, a mode that it has not, or a metric in 'metrics' that it does not measure.
+    """
+    where = f"task '{task.name}'"
+    grader: Grader = find("graders", task.grader.name, where=where)
+    modes = task.grader.modes or grader.modes
+    for mode in modes:
+        if mode not in grader.modes:
+            raise unknown_name(f"mode of {task.grader.name}", mode, grader.modes, where=where)
+    measured = [metric_name(grader, mode) for mode in modes]
+    for name in task.metrics:
+        if name not in measured:
+            raise unknown_name("metric", name, measured, where=where)
+    return measured
+
+
+def local_file(source: Source) -> Path | None:
+    """The file that a local source reads its split from, or None for a hub id or a generator.
+
+    Raises:
+        UserError: No such file or folder, no file for the split, or several.
+    """
+    if source.dataset is None or not references.is_local(source.dataset):
+        return None
+    path = Path(source.dataset).expanduser()
+    try:
+        if path.is_file() and path.name.endswith(ROW_FILES):
+            return path
+        if not path.is_dir():
+            raise UserError(f"no data at {path}", fix=f"give a folder, or a file ending in {', '.join(ROW_FILES)}")
+        present = sorted(file.name for file in path.iterdir() if file.name.endswith(ROW_FILES))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}", fix="check the path and its permissions") from None
+    found = [name for name in present if name in {source.split_name + ending for ending in ROW_FILES}]
+    if len(found) > 1:
+        raise UserError(f"{path} holds {' and '.join(found)}: which is the split?", fix="keep one of them")
+    if not found:
+        shown = ", ".join(present) or "none"
+        raise UserError(
+            f"{path} has no file for split '{source.split_name}' (files with rows: {shown})",
+            fix=f"add {source.split_name}{ROW_FILES[0]}, or name another split",
+        )
+    return path / found[0]

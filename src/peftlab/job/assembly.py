@@ -1,0 +1,136 @@
+"""A finished run's record, put together from what its slot holds. Computes sums, judges nothing, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftlab import measure
+from peftlab.config.spec import RunSpec
+from peftlab.errors import UserError
+from peftlab.records.record import Cost, Evaluation, Record
+from peftlab.records.store import RunStore, Slot, thin
+from peftlab.rows import texts
+from peftlab.scores import scoring
+from peftlab.scores.scoring import Wanted
+
+
+def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tuple[RunSpec, Wanted]] = ()) -> Record:
+    """The record of a trained run with all its evaluations, the starting model's among them.
+
+    Args:
+        spec: The run as asked for.
+        slot: What it wrote.
+        store: Where evaluations of bare models lie.
+        extra: Further evaluations (with the spec they were made under) whose bare-model side belongs in the record.
+    """
+    trained = slot.get("trained")
+    wanted = scoring.wanted_evaluations(spec, step=trained["step"], role=trained["role"])
+    starts = [one.key(made, "") for made, one in [*((spec, one) for one in wanted), *extra] if one.step is None]
+    evaluations = [found for found in map(store.base_evaluation, dict.fromkeys(starts)) if found is not None]
+    for found in evaluations:
+        scoring.same_start(found, (slot.get("model") or {}).get("revision"))
+    known = {found.key for found in evaluations}
+    evaluations += [found for key, found in slot.evaluations().items() if key not in known]
+    own = {one.key(spec, slot.spec.train_key) for one in wanted}
+    _same_items(evaluations, own)
+    rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
+    curve = slot.curve()
+    return Record(
+        status="finished",
+        category=slot.category,
+        key=slot.spec.train_key,
+        arm=slot.spec.arm,
+        experiment=slot.spec.experiment,
+        method=slot.spec.method,
+        task=slot.spec.task.name,
+        seed=slot.spec.seed,
+        created_at=slot.created_at,
+        identity=slot.spec.identity(),
+        spec=spec.model_dump(mode="json") if spec.task == slot.spec.task else slot.spec.model_dump(mode="json"),
+        evaluations=tuple(sorted(evaluations, key=lambda found: _order(found, own))),
+        before_reason=scoring.no_start(slot.spec),
+        curve=thin(curve),
+        rows=rows,
+        training={**_training(slot, curve), "forgetting": _forgetting(evaluations, spec)},
+        cost=_cost(slot, curve),
+        provenance={
+            **(slot.get("environment") or {}),
+            "git": slot.get("git"),
+            "model": slot.get("model"),
+            "adapter_config": slot.get("adapter_config"),
+            "adapter_sha256": slot.get("adapter")["sha256"],
+        },
+    )
+
+
+def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
+    """The starting model and the trained one were scored on the same items, or there is no "before"."""
+    items = {
+        (found.what, found.part): found.items for found in evaluations if found.key in own and found.role != "base"
+    }
+    for found in evaluations:
+        if (
+            found.key in own
+            and found.role == "base"
+            and items.get((found.what, found.part), found.items) != found.items
+        ):
+            rows = (
+                f"another text '{found.task}'" if found.what == "text" else f"other {found.part} rows of '{found.task}'"
+            )
+            raise UserError(
+                f"the starting model was scored on {rows} than this run",
+                fix=f"pin the data set's revision, and move the stored evaluation {found.folder} away",
+            )
+
+
+def _order(evaluation: Evaluation, own: set[str]) -> tuple[int, int, bool, str]:
+    """By step; of several under one role those of the run's own settings last, which is where readers look."""
+    step = -1 if evaluation.checkpoint == "base" else int(evaluation.checkpoint)
+    return (step, int(evaluation.what == "text"), evaluation.key in own, evaluation.key)
+
+
+def _forgetting(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, Any]:
+    """Change of the loss on general text against the starting model, in nats a token; or why it is unknown."""
+    found = {one.role: one.metrics["loss"].mean for one in evaluations if one.what == "text"}
+    after = found.get("best", found.get("last"))
+    if after is not None and "base" in found:
+        return {"text": spec.data.forgetting, "change": after - found["base"], "reason": None}
+    text = texts.for_forgetting(spec.data.forgetting)
+    reason = (
+        text if isinstance(text, str) else "not asked for: the task generates no text, or train.evaluate is not all"
+    )
+    return {"text": spec.data.forgetting, "change": None, "reason": reason}
+
+
+def _training(slot: Slot, curve: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    trained = slot.get("trained")
+    return {
+        **trained,
+        "stopped_early": slot.get("stopped_early"),
+        "epochs": curve[-1]["epoch"] if curve else None,
+        "final_loss": curve[-1]["loss"] if curve else None,
+        "partial": slot.get("partial"),
+    }
+
+
+def _cost(slot: Slot, curve: Sequence[dict[str, Any]]) -> Cost:
+    samples = [row["memory_bytes"] for row in curve if row.get("memory_bytes")]
+    note = slot.get("peak_note")
+    counts = slot.get("counts")
+    seconds = {**slot.seconds, "train": sum(row["seconds"] for row in curve)}
+    return Cost(
+        seconds={name: round(value, 3) for name, value in sorted(seconds.items())},
+        num_parts=slot.num_parts,
+        train_tokens=sum(row["tokens"] for row in curve),
+        label_tokens=sum(row["label_tokens"] for row in curve),
+        memory_bytes=measure.summarise_memory(
+            samples, slot.get("peak_bytes"), before_model=slot.get("memory_before_model")
+        ),
+        memory_kind=measure.memory_kind(),
+        num_trainable_parameters=counts["trainable"],
+        num_parameters=counts["total"],
+        adapter_bytes=slot.get("adapter")["bytes"],
+        shared_machine=bool(slot.get("shared_machine")),
+        unknown={"memory_peak": note} if note else {},
+    )

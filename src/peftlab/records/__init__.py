@@ -1,0 +1,1 @@
+"""What was measured, on disk: the record, the store of runs with one writer each, other formats of it."""

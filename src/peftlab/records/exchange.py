@@ -1,0 +1,139 @@
+"""Results that travel: records written in a foreign format, and foreign results read in as records.
+
+Whole or not at all: everything is translated before the first file is written. What a foreign format's fields mean is
+its dialect's business; nothing is computed or judged here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftlab.config.settings import read_json
+from peftlab.config.spec import method_name
+from peftlab.errors import UserError
+from peftlab.protocols import Dialect, find
+from peftlab.records.atomic import safe_name, write_atomic
+from peftlab.records.payload import PROGRESS, read_curve, read_progress
+from peftlab.records.record import Record, from_json, to_json
+from peftlab.records.store import RunStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Travelled:
+    """One result in its new place; `new` is false when it was there already. `left_out` says why there is none."""
+
+    record: Record
+    path: Path | None = None
+    new: bool = False
+    left_out: UserError | None = None
+
+
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def export(store: RunStore, references: Sequence[str], *, dialect: str, folder: Path) -> list[Travelled]:
+    """Write runs as results of a foreign format below `folder`.
+
+    Args:
+        store: Where the runs lie.
+        references: As `store.find` takes them; none: every run that can be expressed, the others are named.
+        dialect: The format.
+        folder: Where to; a file that is there with other content is never replaced.
+
+    Raises:
+        UserError: A named run that the format cannot express, names that collide, or nothing to export.
+    """
+    plugin = _speaking(dialect, "export_result", "no results can be written in it")
+    assert plugin.result_path is not None, f"{dialect} names no files"
+    named = [record for reference in references for record in store.find(reference)]
+    records = {record.key: record for record in (named if references else store.records())}
+    left_out: list[Travelled] = []
+    planned: dict[Path, tuple[Record, str]] = {}
+    for record in records.values():
+        try:
+            result = _exported(plugin, store, record)
+        except UserError as error:
+            if references:
+                raise
+            left_out.append(Travelled(record=record, left_out=error))
+            continue
+        path = folder / plugin.result_path(result)
+        if path in planned:
+            first = planned[path][0]
+            raise UserError(
+                f"{first.stem} and {record.stem} would both be written to {path}",
+                fix="export them one by one, each into a folder of its own",
+            )
+        planned[path] = (record, json.dumps(result, indent=2, ensure_ascii=True, allow_nan=False) + "\n")
+    if not planned:
+        reasons = "; ".join(one.left_out.message for one in left_out[:3] if one.left_out is not None)
+        raise UserError(f"no run in {store.places.main} can be exported{': ' if reasons else ''}{reasons}")
+    return [*_written(planned), *left_out]
+
+
+def _exported(plugin: Dialect, store: RunStore, record: Record) -> Mapping[str, Any]:
+    assert plugin.export_result is not None
+    payload = store.folder_of(record)
+    curve = read_curve(payload)
+    state = read_progress(payload).state if (payload / PROGRESS).is_file() else {}
+    return plugin.export_result(record.model_dump(mode="python"), {"curve": curve, "state": state})
+
+
+def _written(planned: Mapping[Path, tuple[Record, str]]) -> Iterator[Travelled]:
+    """Write what is not there yet, once it is certain that nothing would be lost."""
+    for path, (_, text) in planned.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            raise UserError(f"{path} is there, with other content", fix="move it away, or export to another folder")
+    for path, (record, text) in planned.items():
+        new = not path.exists()
+        if new:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text)
+        yield Travelled(record=record, path=path, new=new)
+
+
+# ---------------------------------------------------------------------------------------------------------- import
+
+
+def import_files(store: RunStore, files: Sequence[str], *, dialect: str) -> list[Travelled]:
+    """Read results of a foreign format into the results folder, as runs with scores and nothing to pair them by.
+
+    A file that was imported before, or that is an export of a run which is here, is not taken twice.
+
+    Raises:
+        UserError: A file that is no result of that format; then none is imported.
+    """
+    plugin = _speaking(dialect, "import_result", "no results can be read from it")
+    found = {record.key: record for record in (_imported(plugin, Path(file)) for file in files)}
+    known = {record.key: record for record in store.records()}
+    travelled = []
+    for key, record in found.items():
+        original = known.get(key) or known.get(record.provenance.get("exported_key") or "")
+        path = store.path_of(original or record)
+        if original is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, to_json(record))
+        travelled.append(Travelled(record=original or record, path=path, new=original is None))
+    return travelled
+
+
+def _imported(plugin: Dialect, path: Path) -> Record:
+    assert plugin.import_result is not None
+    if not path.is_file():
+        raise UserError(f"no file at {path}", fix="give the paths of result files")
+    plain = dict(plugin.import_result(read_json(path), str(path)))
+    plain["method"] = method_name(plain["spec"]["adapter"])
+    record = from_json(json.dumps(plain), where=str(path))
+    safe_name(record.stem)
+    return record
+
+
+def _speaking(dialect: str, ability: str, otherwise: str) -> Dialect:
+    plugin: Dialect = find("dialects", dialect, where="--format")
+    if getattr(plugin, ability) is None:
+        raise UserError(f"--format {dialect}: {otherwise}", fix="use --format s0")
+    return plugin

@@ -1,0 +1,1 @@
+"""Where rows come from, how they become tokens and labels, and in which batches. Knows no model."""

@@ -1,0 +1,1 @@
+"""A model and a task to graded predictions and metrics."""

@@ -1,0 +1,357 @@
+"""Which evaluations a run asks for, making the missing ones, and storing them. Trains nothing.
+
+What is scored after training is the adapter as saved, loaded again; what is scored before it is the bare model, once
+per model, task and settings, shared by all runs that start from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from peftlab.config.spec import RunSpec
+from peftlab.config.task import Part
+from peftlab.digest import folder_digest
+from peftlab.errors import UserError
+from peftlab.events import Evaluated, Event, Stage
+from peftlab.loop import checkpoint
+from peftlab.modelling import models, weights
+from peftlab.parallel import processes
+from peftlab.protocols import Example, Prediction, find
+from peftlab.records.record import Evaluation, loads
+from peftlab.records.store import BaseSlot, RunStore, Slot
+from peftlab.rows import data, texts
+from peftlab.scores import evaluation
+from peftlab.scores.evaluation import Scored
+
+_TEXT_BATCH_SIZE = 8
+LIVE, START = "live", "start"
+"""Whose weights an evaluation is of: those in training, the starting model's; else a folder names them."""
+
+Role = Literal["base", "last", "best", "step"]
+Scoring = Generator[Event, None, Evaluation | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One evaluation to be made: of a part of the task or of the general text, with the weights of a step.
+
+    `step` is None for the starting model.
+    """
+
+    what: Literal["task", "text"]
+    part: Part
+    role: Role
+    step: int | None
+
+    def key(self, spec: RunSpec, run_key: str) -> str:
+        """The evaluation key under `spec`, of the weights of run `run_key` (or of the bare model)."""
+        source = spec.base_identity() if self.step is None else {"run": run_key, "step": self.step}
+        return spec.text_key(source) if self.what == "text" else spec.evaluation_key(self.part, source)
+
+
+def wanted_evaluations(spec: RunSpec, *, step: int, role: Role, snapshots: tuple[int, ...] = ()) -> list[Wanted]:
+    """What `train.evaluate` asks for; the starting model's come first, validations of kept snapshots before the end's.
+
+    Args:
+        spec: The run.
+        step: Whose weights are the result.
+        role: Why they are: `last` or `best`.
+        snapshots: Steps whose weights were kept along the way.
+    """
+    if spec.train.evaluate == "none":
+        return []
+    whole = spec.train.evaluate == "all"
+    parts: list[Part] = ["test"] if whole and spec.task.test is not None else []
+    text = whole and spec.data.forgetting is not None and spec.task.kind != "classify"
+    wanted: list[Wanted] = []
+    if no_start(spec) is None:
+        wanted += [Wanted(what="task", part=part, role="base", step=None) for part in parts]
+    if text:
+        wanted.append(Wanted(what="text", part="test", role="base", step=None))
+    if spec.task.valid is not None:
+        wanted += [Wanted(what="task", part="valid", role="step", step=kept) for kept in snapshots]
+    wanted += [Wanted(what="task", part=part, role=role, step=step) for part in parts]
+    if text:
+        wanted.append(Wanted(what="text", part="test", role=role, step=step))
+    return wanted
+
+
+def no_start(spec: RunSpec) -> str | None:
+    """Why the starting model cannot be scored on this task, or None when it can."""
+    if spec.task.kind == "classify":
+        return "the starting model has a new classification head: its score would be that of random weights"
+    return None
+
+
+def kept_snapshots(slot: Slot) -> tuple[int, ...]:
+    """Steps whose weights were kept along the way."""
+    return tuple(sorted(int(path.name.removeprefix("step-")) for path in (slot.folder / "snapshots").glob("step-*")))
+
+
+def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], run_key: str) -> list[Wanted]:
+    """Those not stored yet; those on a text that cannot be had here are left out."""
+    have = slot.evaluations()
+    model = slot.get("model") or {"revision": models.commit_of(spec.model)}
+    text = texts.for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
+    result = []
+    for one in wanted:
+        key = one.key(spec, run_key)
+        stored = store.base_evaluation(key) if one.step is None else have.get(key)
+        if one.step is None and stored is not None:
+            same_start(stored, model.get("revision"))
+        current = stored is not None and (one.what == "text" or _graded_as(spec, stored))
+        if not current and not (one.what == "text" and isinstance(text, str)):
+            result.append(one)
+    return result
+
+
+def _graded_as(spec: RunSpec, stored: Evaluation) -> bool:
+    """Whether a stored evaluation has the grades that the task asks for now: grader, version, modes and directions."""
+    directions = {name: metric.direction for name, metric in stored.metrics.items()}
+    asked = {name: spec.task.metrics.get(name, "higher") for name in directions}
+    return stored.grader == _grader(spec) and directions == asked and next(iter(directions)) == spec.task.primary_metric
+
+
+def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: Sequence[Example]) -> Scored | None:
+    """The grades of stored predictions under the task's present grader; None when they must be made anew."""
+    file = folder / "samples.jsonl"
+    if stored is None or not file.is_file():
+        return None
+    samples = [loads(line) for line in file.read_text(encoding="ascii").splitlines()]
+    if [sample["item"] for sample in samples] != [example.item for example in examples]:
+        return None
+    plain: list[dict[str, Any]] = [
+        {name: tuple(v) if isinstance(v, list) else v for name, v in s["prediction"].items()} for s in samples
+    ]
+    return evaluation.grade(spec.task, examples, [Prediction(**one) for one in plain])
+
+
+def score_start(
+    spec: RunSpec, store: RunStore, rows: data.Rows, wanted: list[Wanted], *, run: Slot | None = None
+) -> Generator[Event, None, models.Base | None]:
+    """Score the bare model where that is wanted; returns the base if it had to be loaded.
+
+    The time is that of `run`, even where it is spent waiting for another process that scores the same model.
+    """
+    base: models.Base | None = None
+    for one in wanted:
+        started, loading = time.perf_counter(), 0.0
+        name = spec.task.name if one.what == "task" else str(spec.data.forgetting)
+        with store.base_slot(one.key(spec, ""), name) as slot:
+            stored = slot.evaluation
+            if stored is not None and base is not None:
+                same_start(stored, base.facts.get("revision"))
+            if stored is not None and (one.what == "text" or _graded_as(spec, stored)):
+                continue
+            again = _regraded(stored, slot.folder, spec, getattr(rows, one.part)) if one.what == "task" else None
+            if stored is not None and again is not None:
+                yield from _store(slot, spec, one, stored, again)
+                continue
+            if base is None:
+                yield Stage(text=f"loading {spec.model.id}")
+                base = load_base(spec)
+                loading = time.perf_counter() - started
+            yield from score(slot, spec, "", one, rows, models.bare(base), whose=START)
+        if run is not None:
+            run.part_seconds("setup", loading)
+            run.part_seconds("start", time.perf_counter() - started - loading)
+    return base
+
+
+def score_trained(
+    spec: RunSpec, slot: Slot, rows: data.Rows, wanted: list[Wanted], run_key: str
+) -> Generator[Event, None, None]:
+    """Score saved weights, each loaded once onto a fresh base."""
+    loaded: tuple[int, models.Built, Path] | None = None
+    for one in wanted:
+        assert one.step is not None
+        stored = slot.evaluations().get(one.key(spec, run_key))
+        if stored is not None and one.what == "task":
+            again = _regraded(stored, slot.folder / str(stored.folder), spec, getattr(rows, one.part))
+            if again is not None:
+                yield from _store(slot, spec, one, stored, again)
+                continue
+        if loaded is None or loaded[0] != one.step:
+            yield Stage(text=f"loading the saved weights of step {one.step}")
+            loaded = None
+            started = time.perf_counter()
+            folder = weights_folder(slot, one.step).resolve()
+            loaded = (one.step, weights.load_trained(slot.spec, folder), folder)
+            if slot.spec.adapter is not None:
+                same_model(slot, loaded[1].facts)
+            slot.part_seconds("test", time.perf_counter() - started)
+        yield from score(slot, spec, run_key, one, rows, loaded[1], whose=str(loaded[2]))
+
+
+def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
+    """Refuse to go on with other training rows (or, where they steer, validation rows) than the run began with."""
+    before = slot.get("fingerprints")
+    parts = ("train", "valid") if spec.train.steered else ("train",)
+    changed = [part for part in parts if before is not None and before.get(part) != rows.fingerprints.get(part)]
+    if changed:
+        raise UserError(
+            f"this run began with other rows: {', '.join(changed)} changed since",
+            fix="pin the data set's revision in the task file, or start again with --rerun",
+        )
+
+
+def same_model(slot: Slot, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on with another revision of an unpinned model than the run began with."""
+    before, now = (slot.get("model") or {}).get("revision"), facts.get("revision")
+    if None not in (before, now) and before != now:
+        raise UserError(
+            f"this run began with revision {before} of its model, now it is {now}",
+            fix="pin model.revision, or start again with --rerun",
+        )
+
+
+def same_start(found: Evaluation, revision: str | None) -> None:
+    """Refuse a stored score of the starting model that is of another revision than a run trains."""
+    scored = found.settings.get("loaded_revision")
+    if None not in (scored, revision) and scored != revision:
+        raise UserError(
+            f"the starting model was scored at revision {scored}, this run has revision {revision} of it",
+            fix=f"pin model.revision, or move the stored evaluation {found.folder} away",
+        )
+
+
+def _untouched(slot: Slot, step: int) -> None:
+    """Refuse weights that are not those which the training wrote."""
+    written = slot.get("adapter")
+    if (
+        step == slot.get("trained")["step"]
+        and folder_digest(slot.folder / "adapter", (".safetensors",)) != written["sha256"]
+    ):
+        raise UserError(
+            f"the weights in {slot.folder / 'adapter'} are not those that the training wrote",
+            fix="restore them, or run again with --rerun",
+        )
+
+
+def load_base(spec: RunSpec) -> models.Base:
+    """The base model of a run, with the head its task needs."""
+    return models.load(spec.model, models.kind_of(spec), labels=spec.task.labels, seed=spec.seed, quant=spec.quant)
+
+
+def require_weights(spec: RunSpec, slot: Slot, wanted: list[Wanted], run_key: str) -> None:
+    """Look before anything is computed whether the weights that are to be scored are there.
+
+    What is stored already is at most graded again, which needs none.
+
+    Raises:
+        UserError: They were cleaned, altered, or not kept.
+    """
+    stored = slot.evaluations()
+    for one in wanted:
+        if one.step is not None and one.key(spec, run_key) not in stored:
+            weights_folder(slot, one.step)
+
+
+def weights_folder(slot: Slot, step: int) -> Path:
+    """Where the weights of a step lie.
+
+    Raises:
+        UserError: They were not kept.
+    """
+    trained = slot.get("trained") or {}
+    if step == trained.get("step"):
+        folder = slot.folder / "adapter"
+        if not folder.is_dir():
+            fix = "they were cleaned; run the experiment again with --rerun"
+            raise UserError(f"no saved weights at {folder}", fix=fix)
+        _untouched(slot, step)
+        return folder
+    folder = slot.folder / "snapshots" / checkpoint.name(step)
+    if step == trained.get("last_step") and not folder.is_dir():
+        folder = folder.with_name(weights.LAST)
+    if not folder.is_dir():
+        raise UserError(
+            f"no weights of step {step} were kept (kept: {list(kept_snapshots(slot)) or 'none'} and the result)",
+            fix="they are kept at each eval_steps with load_best_model_at_end=true, or with evaluate=none or valid",
+        )
+    return folder
+
+
+def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluation, again: Scored) -> Scoring:
+    """Put new grades in the place of old ones; the predictions stay."""
+    kept_notes = {name: stored.notes[name] for name in (evaluation.TRUNCATED,) if name in stored.notes}
+    notes = {**again.notes, **kept_notes}
+    changes = {"metrics": again.metrics, "grader": _grader(spec), "baselines": again.baselines, "notes": notes}
+    found = stored.model_copy(update=changes)
+    kept = slot.add(found, samples=again.samples, items=again.items, outcomes=again.outcomes)
+    yield Evaluated(evaluation=kept)
+    return kept
+
+
+def score(
+    slot: Slot | BaseSlot,
+    spec: RunSpec,
+    run_key: str,
+    wanted: Wanted,
+    rows: data.Rows,
+    built: models.Built,
+    *,
+    whose: str,
+) -> Scoring:
+    """Score, store, and announce one evaluation; returns it as stored.
+
+    `weights` tells the other processes of a launch whose these are (`following.py`).
+    """
+    started = time.perf_counter()
+    name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {spec.task.name}"
+    who = "the starting model" if wanted.step is None else f"step {wanted.step}"
+    yield Stage(text=f"scoring {who} on {name}")
+    partial = rows.partial
+    if wanted.what == "text":
+        text = texts.for_forgetting(spec.data.forgetting)
+        assert not isinstance(text, str), "an unavailable text is not wanted"
+        scored = yield from evaluation.text_loss(
+            built, text[0], batch_size=_TEXT_BATCH_SIZE, row_tokens=text[1]["row_tokens"]
+        )
+        partial = bool(text[1].get("partial"))
+    else:
+        processes.tell(do="score", part=wanted.part, whose=whose)
+        scored = yield from evaluation.score(built, getattr(rows, wanted.part), spec, shots=rows.shots)
+    found = Evaluation(
+        key=wanted.key(spec, run_key),
+        what=wanted.what,
+        task=spec.task.name if wanted.what == "task" else str(spec.data.forgetting),
+        part=wanted.part,
+        checkpoint="base" if wanted.step is None else wanted.step,
+        role=wanted.role,
+        metrics=scored.metrics,
+        num_items=len(scored.items),
+        grader=_grader(spec) if wanted.what == "task" else None,
+        baselines=scored.baselines,
+        settings={**_settings(spec), "loaded_revision": built.facts.get("revision")},
+        partial=partial,
+        seconds=time.perf_counter() - started,
+        num_tokens=scored.num_tokens,
+        notes=scored.notes,
+    )
+    stored = slot.add(found, samples=scored.samples, items=scored.items, outcomes=scored.outcomes)
+    if isinstance(slot, Slot):
+        slot.part_seconds("validation" if wanted.role == "step" else "test", time.perf_counter() - started)
+    yield Evaluated(evaluation=stored)
+    return stored
+
+
+def _grader(spec: RunSpec) -> dict[str, Any]:
+    return {**spec.task.grader.model_dump(mode="json"), "version": find("graders", spec.task.grader.name).version}
+
+
+def _settings(spec: RunSpec) -> Mapping[str, Any]:
+    return {
+        "model": spec.base_identity(),
+        "model_id": spec.model.id,
+        "generation": spec.generation.model_dump(mode="json"),
+        "per_device_eval_batch_size": spec.batch.per_device_eval_batch_size,
+        "device": models.default_device().type,
+        "threads": torch.get_num_threads(),
+    }

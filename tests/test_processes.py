@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 import toy
 from comparing import outcome, record_file
 from fork_runner import Runner
-from peftlab import loading, processes, runs
-from peftlab.batching import Stream, total_steps
+from peftlab.config import loading
+from peftlab.config.groups import BatchSettings, TrainSettings
 from peftlab.errors import UserError
-from peftlab.groups import BatchSettings, TrainSettings
-from peftlab.store import RunStore
-from peftlab.tokenise import TokenRow
+from peftlab.job import runs
+from peftlab.parallel import processes
+from peftlab.records.store import RunStore
+from peftlab.rows.batching import Stream, total_steps
+from peftlab.rows.tokenise import TokenRow
 
 TWO = {"batch.per_device_train_batch_size": 2, "batch.gradient_accumulation_steps": 1}
 ONE = {"batch.per_device_train_batch_size": 2, "batch.gradient_accumulation_steps": 2}
@@ -123,6 +125,16 @@ def test_a_killed_process_ends_the_launch_and_the_next_one_goes_on(runner: Runne
     assert victim == 0 or "another process" in str(record.error)
     assert runner.launch(2, folder, tmp_path / "results", overrides=TWO) == [0, 0]
     assert outcome(tmp_path / "results") == outcome(tmp_path / "whole")
+
+
+def test_a_process_without_labels_in_the_first_step_is_no_error(runner: Runner, tmp_path: Path) -> None:
+    """Its own gradients are zero; those of the step are not. Two rows lose their answers to `max_length`."""
+    task = toy.write_task(tmp_path / "task")
+    rows = [{"question": "9" * 90 if index < 2 else f"{index} + 1", "answer": str(index + 1)} for index in range(40)]
+    (task.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = toy.write_experiment(tmp_path, task=task, train={"max_steps": 2, "evaluate": "none"})
+    assert runner.launch(2, folder, tmp_path / "results", overrides=TWO) == [0, 0]
+    assert runner.run(folder, tmp_path / "one", overrides=ONE) == 0
 
 
 def test_early_stopping_stops_all_processes(runner: Runner, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 
 import report_material
 from cli_material import a_record, store, working_folder
-from peftlab import record as records
 from peftlab import report as package
 from peftlab.cli import main
 from peftlab.errors import UserError
-from peftlab.record import dumps, loads
+from peftlab.records import record as records
+from peftlab.records.record import dumps, loads
 from peftlab.report import contents, page
 from peftlab.report.contents import Page, Row, Sheet
 from peftlab.verdicts.arms import BareModel
@@ -212,6 +212,29 @@ def test_curves(lab: Lab) -> None:
     for sheet in found.sheets:
         for row in sheet.rows:
             assert {found.runs[number].experiment for number in row.runs} <= {cells(sheet, row)["experiment"]}
+
+
+def test_settings_are_shared_or_a_runs_own(lab: Lab) -> None:
+    """Together they are what the record says, with its versions; nothing without a value, nothing twice."""
+    made_with = {"versions": {"torch": "2.13.0"}, "git": {"commit": None}, "adapter_sha256": "e" * 64}
+    for index, record in enumerate(lab.records):
+        spec = {**record.spec, "task": {"name": "secret"}, "folder": "/home/x", "seed": record.seed}
+        spec["adapter"] = {**spec.get("adapter", {}), "target_modules": ["q", "v"], "bias": None}
+        system = {"system": {"system": "Linux" if index else "Darwin"}}
+        lab.records[index] = record.model_copy(update={"spec": spec, "provenance": {**made_with, **system}})
+    found = made(lab)
+    assert found.shared == {
+        "model.id": "org/tiny",
+        "adapter.target_modules": '["q", "v"]',
+        "made with.versions.torch": "2.13.0",
+    }
+    for run in found.runs:
+        record = next(one for one in lab.records if one.key == run.key)
+        own = {"made with.system.system": record.provenance["system"]["system"]}
+        if "optim" in record.spec:
+            own |= {"adapter.r": record.spec["adapter"]["r"]}
+            own |= {"optim.learning_rate": record.spec["optim"]["learning_rate"]}
+        assert run.own == own
 
 
 def test_a_golden_record_makes_a_page() -> None:

@@ -15,9 +15,9 @@ import browser
 import report_material
 import toy
 from peftlab.cli import main
+from peftlab.records.store import RunStore
 from peftlab.report import page
 from peftlab.report.contents import Page
-from peftlab.store import RunStore
 from test_report import HOSTILE, Reader, cells, made
 from verdict_material import Lab
 
@@ -119,6 +119,71 @@ def test_switches_axes_and_marks_the_frontier(window: browser.Browser, shown: Pa
     assert window.run("document.querySelectorAll('#axes input')[0].checked") is True
 
 
+def lines(window: browser.Browser, selector: str) -> list[list[str]]:
+    """The cells of a table's lines."""
+    rows = f"[...document.querySelectorAll('{selector} tbody tr')]"
+    found: list[list[str]] = window.run(f"{rows}.map((row) => [...row.children].map((cell) => cell.innerText.trim()))")
+    return found
+
+
+def test_the_spread_on_both_axes(window: browser.Browser, shown: Page) -> None:
+    arms = [cells(shown.sheets[0], row) for row in shown.sheets[0].rows if row.kind == "arm"]
+    choose(window, 0, "train_samples")
+    scores = [arm["score"] for arm in arms]
+    expected = [f"{value:.4f}" for value in (min(scores), sum(scores) / len(scores), max(scores))]
+    assert lines(window, "#cost .spread") == [
+        ["exact_match", *expected, "higher"],
+        ["train samples", "8,000", "8,000", "8,000", "neither"],
+    ]
+    choose(window, 0, "score")
+    assert lines(window, "#cost .spread") == [["exact_match", *expected, "higher"]]
+
+
+FILLED = """[...document.querySelectorAll('#cost svg circle')]
+    .filter((one) => one.getAttribute('fill') !== 'var(--paper)')
+    .map((one) => one.getAttribute('aria-label').split(',')[0])"""
+
+
+def test_a_method_is_highlighted(window: browser.Browser, shown: Page, file: Path) -> None:
+    arms = [cells(shown.sheets[0], row) for row in shown.sheets[0].rows if row.kind == "arm"]
+    choose(window, 0, "train_seconds")
+    best = frontier(shown, "train_seconds", "score")
+    assert sorted(window.run(FILLED)) == best
+    mine = sorted(arm["experiment"] for arm in arms if arm["method"] == "lora")
+    assert 1 < len(mine) < len(arms)
+    choose(window, 2, "lora")
+    assert sorted(window.run(FILLED)) == mine
+    kept = len(set(mine) & set(best))
+    text = window.run("document.querySelector('#cost').innerText")
+    assert f"{len(mine)} of lora (filled)" in text and f"{kept} of them of lora" in text
+    window.run("document.querySelector('.chart').focus()")
+    window.press("End")
+    assert window.run(TIP).startswith(max(arms, key=lambda arm: arm["train_seconds"])["experiment"])
+    choose(window, 2, "")
+    assert sorted(window.run(FILLED)) == best
+    window.open(file, "?highlight=LoRA")
+    assert set(window.run(FILLED)) <= set(mine) != set()
+    window.open(file, "?highlight=nothing")
+    choose(window, 0, "train_seconds")
+    assert sorted(window.run(FILLED)) == best
+
+
+def test_settings_of_one_run_and_of_two(window: browser.Browser, shown: Page) -> None:
+    own = shown.runs[0].own
+    assert lines(window, "#settings > div > div") == [[name, str(own[name])] for name in sorted(own)]
+    other = next(index for index, run in enumerate(shown.runs) if run.own.get("adapter.r") != own["adapter.r"])
+    window.run(
+        "(() => { const menu = document.querySelectorAll('#beside select')[1];"
+        f" menu.value = '{other}'; menu.dispatchEvent(new Event('change')); }})()"
+    )
+    found = {name: values for name, *values in lines(window, "#settings > div > div")}
+    assert found["adapter.r"] == [str(own["adapter.r"]), str(shown.runs[other].own["adapter.r"])]
+    differing = [name for name, (one, another) in found.items() if one != another]
+    assert window.run("document.querySelectorAll('#settings tr.differs').length") == len(differing) > 0
+    window.run("document.querySelector('#settings details').open = true")
+    assert lines(window, "#settings details") == [[name, str(value)] for name, value in sorted(shown.shared.items())]
+
+
 def test_works_without_a_mouse(window: browser.Browser, shown: Page) -> None:
     window.run("document.querySelector('#scores thead button[data-column=\"score\"]').focus()")
     window.press("Enter")
@@ -196,6 +261,8 @@ def test_tasks_and_models_can_be_chosen(window: browser.Browser, tmp_path: Path)
 def test_fits_and_can_be_read(window: browser.Browser, file: Path, width: int, dark: bool) -> None:
     window.size(width, dark=dark)
     window.open(file)
+    assert window.run("document.documentElement.scrollWidth") <= width
+    window.run("document.querySelectorAll('option').forEach((one) => { one.textContent += ', long'.repeat(20); })")
     assert window.run("document.documentElement.scrollWidth") <= width
     assert (
         window.run("Math.max(...[...document.querySelectorAll('figure svg')].map((one) => one.clientWidth))") <= width

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from peftlab.record import Record
+from peftlab.records.record import Record
 from peftlab.verdicts import columns
 from peftlab.verdicts import table as sheets
 from peftlab.verdicts.arms import Arm, Base, unique
@@ -32,6 +32,10 @@ _SHOWN = {"experiment", "method", "seeds", "score", "base_score", "train_seconds
     "trainable_parameters",
     "adapter_bytes",
 }
+_MADE_WITH = (
+    *("versions", "commits", "python", "system", "processor", "accelerator", "threads", "cores", "git", "model"),
+    "imported_from",
+)
 _COUNTS = {"seeds": "runs", "num_items": "test items"}
 
 
@@ -109,7 +113,11 @@ class Curve(Data):
 
 
 class Run(Data):
-    """One run with its learning curves: the training loss, and validation metrics by name."""
+    """One run with its learning curves: the training loss, and validation metrics by name.
+
+    Attributes:
+        own: Settings, and what it was made with, in which it is not as all the others.
+    """
 
     key: str
     experiment: str
@@ -120,6 +128,7 @@ class Run(Data):
     status: str
     loss: Curve
     validation: dict[str, Curve]
+    own: dict[str, Any]
 
 
 class LeftOut(Data):
@@ -136,6 +145,7 @@ class Page(Data):
     Attributes:
         newest: When the newest run began.
         where: The filter that the runs passed; None: all are here.
+        shared: Settings that all runs have, and what all were made with.
     """
 
     version: Literal[1] = VERSION
@@ -145,6 +155,7 @@ class Page(Data):
     where: str | None
     sheets: tuple[Sheet, ...]
     runs: tuple[Run, ...]
+    shared: dict[str, Any]
     left_out: tuple[LeftOut, ...]
     statuses: dict[str, int]
 
@@ -169,6 +180,7 @@ def page(
         problems: Files that could not be read.
     """
     chosen = unique(records)
+    shared, own = _configurations(chosen)
     numbers = {record.key: number for number, record in enumerate(chosen)}
     left_out = [LeftOut(name=one.stem, status=one.status, reason=one.reason) for one in comparison.left_out]
     left_out += [LeftOut(name=str(path), status="not readable", reason=message) for path, message in problems]
@@ -178,7 +190,8 @@ def page(
         newest=max((record.created_at for record in chosen), default=None),
         where=where,
         sheets=tuple(_sheet(table, chosen, numbers) for table in comparison.tables),
-        runs=tuple(_run(record) for record in chosen),
+        runs=tuple(_run(record, mine) for record, mine in zip(chosen, own, strict=True)),
+        shared=shared,
         left_out=tuple(left_out),
         statuses=dict(comparison.statuses),
     )
@@ -310,7 +323,7 @@ def _why(column: Column, records: Sequence[Record]) -> str:
 # ----------------------------------------------------------------------------------------------------------- curves
 
 
-def _run(record: Record) -> Run:
+def _run(record: Record, own: Mapping[str, Any]) -> Run:
     return Run(
         key=record.key,
         experiment=record.experiment,
@@ -321,13 +334,18 @@ def _run(record: Record) -> Run:
         status=record.status,
         loss=_curve(record.curve.get("step", []), record.curve.get("loss", [])),
         validation=_validations(record),
+        own=dict(own),
     )
 
 
 def _validations(record: Record) -> dict[str, Curve]:
-    """Of the run's own task, by metric; the starting model's score is step 0."""
+    """Of the run's own task, by metric; the starting model's score is step 0.
+
+    Of several of one step, the one under the run's own settings counts.
+    """
     points: dict[str, dict[int, float]] = {}
-    for evaluation in record.evaluations:
+    own = record.spec.get("generation")
+    for evaluation in sorted(record.evaluations, key=lambda one: one.settings.get("generation") == own):
         if (evaluation.what, evaluation.task, evaluation.part) == ("task", record.task, "valid"):
             step = 0 if evaluation.checkpoint == "base" else int(evaluation.checkpoint)
             for name, metric in evaluation.metrics.items():
@@ -341,3 +359,25 @@ def _curve(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
         steps=tuple(step for step, _ in pairs),
         values=tuple(None if value is None else float(f"{value:.{DIGITS}g}") for _, value in pairs),
     )
+
+
+# --------------------------------------------------------------------------------------------------- configurations
+
+
+def _configurations(records: Sequence[Record]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all runs have in common, and of each run the rest."""
+    found = [_configuration(record) for record in records]
+    first = found[0] if found else {}
+    absent = object()
+    shared = {
+        name: value
+        for name, value in first.items()
+        if all(type(value) is type(one.get(name)) and value == one.get(name, absent) for one in found)
+    }
+    return shared, [{name: value for name, value in one.items() if name not in shared} for one in found]
+
+
+def _configuration(record: Record) -> dict[str, Any]:
+    """Settings that have a value, by dotted name; then versions and machine."""
+    made = {name: value for name, value in record.provenance.items() if name in _MADE_WITH}
+    return {**columns.settings(columns.groups(record)), **columns.settings({"made with": made})}

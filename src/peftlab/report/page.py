@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
-from peftlab.atomic import write_atomic
 from peftlab.errors import UserError
-from peftlab.record import dumps
+from peftlab.records.atomic import write_atomic
+from peftlab.records.record import dumps
 from peftlab.report.contents import Page
 
-SECTIONS = ("scores", "cost", "curves", "claims", "left_out")
+SECTIONS = ("scores", "cost", "curves", "claims", "settings", "left_out")
 """In the order of the page. A section is `sections/<name>.js`, which calls `page.section`."""
 
 MARK = '<meta name="generator" content="peftlab report">'

@@ -1,0 +1,180 @@
+"""What peft gets wrong, or refuses too late, and what is done about it; each case is one that was silently wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toy
+from peftlab.cli import main
+from peftlab.config import loading
+from peftlab.config.spec import RunSpec
+from peftlab.errors import UserError
+from peftlab.invariants import examination
+from peftlab.invariants.trial import Trial
+from peftlab.loop import preparation, training
+from peftlab.modelling import merging, models
+from peftlab.protocols import Method
+from peftlab.rows import data
+from peftlab.scores import evaluation
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+methods: Any = importlib.import_module("methods")
+
+
+def spec_of(root: Path, adapter: dict[str, Any], **more: Any) -> RunSpec:
+    return loading.load(toy.write_experiment(root, adapter=adapter, **more))
+
+
+def built_of(spec: RunSpec) -> models.Built:
+    base = models.load(spec.model, models.kind_of(spec), labels=spec.task.labels, quant=spec.quant)
+    return preparation.prepare(spec, data.load(spec), base).built
+
+
+def test_peft_does_not_change_the_declared_config(tmp_path: Path) -> None:
+    """It adds the classifier to `modules_to_save` in place, which would change the run's key."""
+    adapter = {**toy.LORA, "target_modules": ["query", "value"], "modules_to_save": ["LayerNorm"]}
+    spec = spec_of(tmp_path, adapter, architecture="bert")
+    before, key = copy.deepcopy(spec.adapter), spec.train_key
+    built_of(spec)
+    assert spec.adapter == before and spec.train_key == key
+
+
+REFUSE_CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
+    "cartridge": {"peft_type": "CARTRIDGE", "num_virtual_tokens": 4},
+    "poly": {"peft_type": "POLY", "target_modules": ["q_proj", "v_proj"]},
+    "monteclora": {**toy.LORA, "monteclora_config": {"num_samples": 4}},
+}
+
+
+@pytest.mark.parametrize("name", REFUSE_CHECKPOINTING)
+def test_gradient_checkpointing_is_refused_before_training(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = toy.write_experiment(tmp_path, adapter=REFUSE_CHECKPOINTING[name])
+    results = ["--results", str(tmp_path / "results")]
+    assert main(["run", str(folder), "model.gradient_checkpointing=true", *results]) == 2
+    assert "gradient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("types", "said"), [([2, 2, 2], "nan"), ([4, 4, 4], "nothing would be trained")])
+def test_token_types_that_cannot_work_are_refused(tmp_path: Path, types: list[int], said: str) -> None:
+    """peft's mean over no label is nan, and its hook gives answers a gradient of zero."""
+    adapter = {"peft_type": "CPT", "cpt_token_ids": [20, 21, 22], "cpt_mask": [1, 1, 1], "cpt_tokens_type_mask": types}
+    with pytest.raises(UserError, match=said):
+        built_of(spec_of(tmp_path, adapter))
+
+
+def test_a_projected_context_is_projected_once(tmp_path: Path) -> None:
+    """After a step, peft's own projection in the forward pass changes no bit."""
+    adapter = {"peft_type": "CPT", "cpt_token_ids": [20, 21, 22], "cpt_mask": [1, 1, 1]}
+    spec = spec_of(
+        tmp_path, {**adapter, "cpt_tokens_type_mask": [2, 2, 4]}, optim={"learning_rate": 0.1, "warmup_steps": 0}
+    )
+    base = models.load(spec.model, "causal")
+    ready = preparation.prepare(spec, data.load(spec), base)
+    next(training.steps(ready.built, ready.stream, spec, ready.state))
+    encoder = ready.built.model.prompt_encoder["default"]
+    assert encoder.delta_embedding.weight.abs().max() > 0
+    assert torch.equal(encoder.get_projection(), encoder.delta_embedding.weight)
+
+
+def test_a_mixture_comes_back_without_its_experts_folders(tmp_path: Path) -> None:
+    """Every tensor of classifier and experts is in the saved folder, two layers deep too."""
+    folder = tmp_path / "row"
+    found = {"adapters": methods.experts("tiny-llama", folder), "hidden_size": 32, "xlora_depth": 2, "xlora_size": 8}
+    adapter = {"peft_type": "XLORA", **found}
+    experiment = toy.write_experiment(tmp_path / "x", adapter=adapter)
+    shutil.rmtree(tmp_path / "x" / "model-llama")
+    shutil.copytree(tmp_path / "tiny-llama", tmp_path / "x" / "model-llama")
+    trial = examination.trial_of(loading.load(experiment), tmp_path / "trial")
+    logits = trial.course.logits
+    shutil.rmtree(folder)
+    assert torch.equal(trial.logits(trial.load()), logits)
+    config = json.loads((trial.saved / "adapter_config.json").read_text())
+    assert all((trial.saved / path).is_dir() for path in config["adapters"].values())
+
+
+def test_experts_must_be_there(tmp_path: Path) -> None:
+    adapter = {"peft_type": "XLORA", "hidden_size": 32, "adapters": {"0": str(tmp_path / "nothing")}}
+    with pytest.raises(UserError, match="no saved adapter"):
+        built_of(spec_of(tmp_path, adapter))
+
+
+def test_rows_are_scored_one_at_a_time_where_the_method_mixes_them(tmp_path: Path) -> None:
+    """peft's Lily averages its routing over the batch: with batches of five the texts would be others."""
+    spec = spec_of(tmp_path, {"peft_type": "LILY", "r": 4, "target_modules": ["q_proj", "v_proj"]})
+    built = built_of(spec)
+    with torch.no_grad():  # as after a long training
+        for name, value in built.trainable().items():
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+    rows = data.load(spec).test
+
+    def texts(size: int, own_rule: bool = True) -> list[Any]:
+        changed = spec.model_copy(update={"batch": spec.batch.model_copy(update={"per_device_eval_batch_size": size})})
+        scored = built if own_rule else dataclasses.replace(built, method=Method())
+        return _drain(evaluation.score(scored, rows, changed))
+
+    assert texts(5) == texts(1)
+    assert texts(5, own_rule=False) != texts(1)
+
+
+def _drain(scoring: Any) -> list[Any]:
+    while True:
+        try:
+            next(scoring)
+        except StopIteration as end:
+            return [sample["prediction"] for sample in end.value.samples]
+
+
+def test_weights_that_are_tied_are_not_merged_into_something_else(tmp_path: Path) -> None:
+    """peft adds the update to the shared embedding twice, and says nothing."""
+    adapter = {**toy.LORA, "target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}
+    trial = examination.trial_of(spec_of(tmp_path, adapter), tmp_path / "trial")
+    assert (trial.saved / "adapter_config.json").is_file()
+    with pytest.raises(UserError, match="another output"):
+        merging.merge(trial.load())
+
+
+def test_the_auxiliary_loss_is_trained_and_told_apart(tmp_path: Path) -> None:
+    """What the labelled loss has beyond the task's is peft's auxiliary loss times its weight."""
+    spec = spec_of(tmp_path, {"peft_type": "SHADOW", "r": 4, "auxiliary_loss_weight": 0.5})
+    trial = examination.trial_of(spec, tmp_path / "trial")
+    built = trial.prepare().built
+    frozen = [
+        name for name, value in built.model.named_parameters() if "shadow_update" in name and not value.requires_grad
+    ]
+    assert frozen and all(".layers.1." in name for name in frozen)
+    batch = trial.batch(built)
+    built.model.train()
+    training.forward(built, batch, labelled=True)
+    expected = 0.5 * float(built.model.base_model.shadow_auxiliary_loss(batch.labels).detach())
+    assert trial.course.steps[0].method_loss == pytest.approx(expected, rel=1e-5)
+
+
+def _quantised(root: Path, adapter: dict[str, Any]) -> Trial:
+    pytest.importorskip("bitsandbytes")
+    return examination.trial_of(spec_of(root, adapter, quant={"method": "bnb-nf4"}), root / "trial")
+
+
+def test_a_method_that_cannot_work_on_few_bits_is_refused_before_training(tmp_path: Path) -> None:
+    adapter = {"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+    with pytest.raises(UserError, match="cannot be trained on such a base"):
+        _ = _quantised(tmp_path, adapter).first
+
+
+def test_a_base_that_gives_no_gradient_is_an_error(tmp_path: Path) -> None:
+    """peft's Uni-LoRA layer for 4 bits leaves its vector without a part in the output."""
+    adapter = {"peft_type": "UNILORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+    with pytest.raises(UserError, match="exactly zero"):
+        _ = _quantised(tmp_path, adapter).course

@@ -1,0 +1,1 @@
+"""Quantizers: how the frozen weights of a base get fewer bits than `model.dtype`. One file each."""

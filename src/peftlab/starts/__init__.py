@@ -1,0 +1,1 @@
+"""Plug-ins: how the weights of an adapter begin, one file each; see `peftlab.protocols`."""

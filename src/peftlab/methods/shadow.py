@@ -1,0 +1,28 @@
+"""ShadowPEFT: the last block's update of the shadow state is frozen, since nothing reads what it writes.
+
+peft's auxiliary loss is of the first shadow state (equations 8 and 9 of its paper), and each block's output is of the
+state before its own update, so the last update has no part in output or loss and could never get a gradient. That loss
+is only there when labels reach the model, which the loop sees to; it is told apart from the task's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftlab.protocols import Method
+
+_UPDATES = ("shadow_update_transform", "shadow_update_gate")
+
+
+def wrap(base: Any, config: Any, rows: Any = None) -> Any:
+    """peft's own, with the last block's update frozen."""
+    import peft
+
+    model = peft.get_peft_model(base, config)
+    blocks = [module for module in model.modules() if all(name in dict(module.named_children()) for name in _UPDATES)]
+    for name in _UPDATES:
+        getattr(blocks[-1], name).requires_grad_(False)
+    return model
+
+
+PLUGIN = Method(wrap=wrap)

@@ -65,6 +65,8 @@ def test_the_scores_of_a_run_stay_those_of_its_own_settings(tmp_path: Path) -> N
     spec, store = loading.load(folder, overrides={"train.evaluate": "all"}), RunStore(tmp_path / "results")
     completed = told_by_their_limit(runs.run(spec, store))
     assert sum(one.part == "valid" for one in completed.evaluations) == 3 * 5
+    last_of_each = {one.checkpoint: one for one in completed.evaluations if one.part == "valid"}
+    assert [one.metrics["exact_match"].mean for one in last_of_each.values()] == [0.05, 0.05, 0.05]
     (shown,) = contents.page(compare([completed], store.evaluation_folder), [completed], folder="f", version="0").runs
     assert shown.validation["exact_match"].steps == (2, 4, 6)
     assert shown.validation["exact_match"].values == (0.05, 0.05, 0.05)

@@ -92,3 +92,15 @@ def test_random_moments(
             break
     assert runner.run(folder, tmp_path / "results") == 0
     assert outcome(tmp_path / "results") == whole
+
+
+def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
+    """A name grows a digit at step 1 000 000; what was set aside is none."""
+    from peftlab.loop import checkpoint
+
+    for step in (999_999, 1_000_000, 50):
+        (tmp_path / checkpoint.name(step)).mkdir()
+        (tmp_path / checkpoint.name(step) / checkpoint.STATE_FILE).write_text("{}")
+    (tmp_path / "step-2000000.bak").mkdir()
+    (tmp_path / "step-2000000.bak" / checkpoint.STATE_FILE).write_text("{}")
+    assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-1000000", "step-999999", "step-000050"]

@@ -32,7 +32,12 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
         scoring.same_start(found, (slot.get("model") or {}).get("revision"))
     known = {found.key for found in evaluations}
     evaluations += [found for key, found in slot.evaluations().items() if key not in known]
-    own = {one.key(spec, slot.spec.train_key) for one in wanted}
+    on_the_way = [
+        Wanted(what="task", part="valid", role="step", step=int(found.checkpoint))
+        for found in evaluations
+        if found.role == "step"
+    ]
+    own = {one.key(spec, slot.spec.train_key) for one in [*wanted, *on_the_way]}
     _same_items(evaluations, own)
     rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
     curve = slot.curve()

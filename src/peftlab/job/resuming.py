@@ -46,7 +46,11 @@ def check(named: str, spec: RunSpec, store: RunStore) -> str:
             f"{OPTION} {named}: this run lies among other results than {store.places.main}",
             fix="name its results folder with --results",
         )
-    newest = checkpoint.existing(path.parent)[0]
+    newest = next(iter(checkpoint.existing(path.parent)), None)
+    if newest is None:
+        raise UserError(
+            f"{OPTION} {named}: no whole checkpoint is there", fix="leave the option out: the run starts anew"
+        )
     if newest.name != path.name:
         return f"going on from {newest.name}, the newest checkpoint of this run, not from {path.name}"
     return f"going on from {path.name}"

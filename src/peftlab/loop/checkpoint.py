@@ -40,14 +40,14 @@ class Damaged(Exception):
 
 
 def name(step: int) -> str:
-    """Folder name of a step; sorts by number."""
+    """Folder name of a step."""
     return f"step-{step:06d}"
 
 
 def existing(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, newest first."""
-    found = (path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE_FILE).is_file())
-    return sorted(found, reverse=True)
+    found = [path for path in folder.glob("step-*") if path.suffix == "" and (path / STATE_FILE).is_file()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def save(

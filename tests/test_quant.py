@@ -296,9 +296,9 @@ def test_a_changed_byte_or_scale_of_the_base_is_found(tmp_path: Path, shapes: Pa
     assert bookkeeping.moved_base_weights(built, reference) == []
 
 
-@pytest.mark.parametrize("method", first("bnb-int8"))
+@pytest.mark.parametrize("method", [one for one in first("bnb-int8") if one.values != ("torchao-int4",)])
 def test_a_new_classification_head_keeps_its_precision(tmp_path: Path, method: str) -> None:
-    """Of BERT's head the last tensor is a bias, by which the library does not know it."""
+    """Of BERT's head the last tensor is a bias, by which the library does not know it. (Groups of int4 do not fit.)"""
     adapter = {"peft_type": "LORA", "r": 2, "target_modules": ["query", "value"]}
     folder = toy.write_experiment(tmp_path, architecture="bert", adapter=adapter, quant={"method": method})
     spec = loading.load(folder)

@@ -143,13 +143,17 @@ def test_a_schedule_is_held_against_a_budget_that_has_to_be_counted(place: Place
     assert "toy test" not in text
 
 
-def test_a_token_that_the_model_does_not_have(place: Place) -> None:
-    """Shapes do not show it, so that the starting model was scored by then; nothing is trained."""
-    folder = place.experiment(adapter=peft("TRAINABLE_TOKENS", token_indices=[5000]))
-    text = place.says("run", folder, code=2)
-    assert "adapter_config.json" in text and "index 5000 is out of bounds" in text
-    assert "fix: mend 'token_indices' (= [5000])" in text and "step 1/" not in text
-    assert not list(Path().glob("*results/*.json"))
+@pytest.mark.parametrize("wrong", [5000, -1])
+def test_a_token_that_the_model_does_not_have(place: Place, wrong: int) -> None:
+    """Shapes do not show it, so that the vocabulary is looked at; the starting model is not scored first."""
+    folder = place.experiment(adapter=peft("TRAINABLE_TOKENS", token_indices=[5, wrong]))
+    place.refuses(
+        "run", folder, says=("adapter_config.json", f"token {wrong}", f"mend 'token_indices' (= [5, {wrong}])")
+    )
+    folder = place.experiment(
+        name="method/other", adapter=peft("LORA", trainable_token_indices={"embed_tokens": [wrong]}, **QV)
+    )
+    place.refuses("run", folder, says=(f"trainable_token_indices names token {wrong}",))
 
 
 def test_biases_of_modules_that_have_none(place: Place) -> None:

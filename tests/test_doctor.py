@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,47 @@ def test_rows_that_see_each_other_are_found(lora: Trial) -> None:
     assert batches.neighbours(other).verdict == "broken"
     handle.remove()
     assert batches.neighbours(other).verdict in ("exact", "within")
+
+
+def test_no_number_hides_behind_another(lora: Trial) -> None:
+    """`max` passes over NaN that does not come first; equal numbers of another precision are no equal bytes."""
+    assert math.isnan(starting.worst([0.1, math.nan, 0.2])) and starting.worst([]) == 0
+    key = some(lora.course)
+    other = with_course(lora, end={**lora.course.end, key: lora.course.end[key].double()})
+    assert learning.resume(other).verdict == "broken"
+
+
+def test_a_gradient_that_is_lost_is_found_beside_larger_ones(lora: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor whose gradients are a millionth of another's, and come out as zero when activations are made again."""
+    answers = [{"head": torch.ones(2), "lora": torch.full((2,), 1e-6)}, {"head": torch.ones(2), "lora": torch.zeros(2)}]
+    monkeypatch.setattr(abilities, "_gradients", lambda trial: answers.pop(0))
+    assert abilities.checkpointing(lora).verdict == "broken"
+
+
+def test_a_difference_as_large_as_the_adapter_is_said_with_it(lora: Trial) -> None:
+    """What merged into nothing would be this far off, too."""
+    other = with_course(lora, logits=lora.base_logits + 2e-5)
+    other.__dict__["allowed"] = 10.0
+    finding = afterwards.merge(other)
+    assert finding.verdict == "within" and "shows little" in finding.text
+    assert "shows little" not in afterwards.merge(lora).text
+
+
+def test_what_gets_no_gradient_by_the_mathematics_is_in_a_group_all_the_same(
+    lora: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"zero_gradient": [".*"], "zero_gradient_because": "by the mathematics"}
+    monkeypatch.setattr(learning, "stated", lambda spec, what: said.get(what))
+    key = some(lora.course)
+    assert learning.gradients(with_course(lora, grouped={**lora.course.grouped, key: 0})).verdict == "broken"
+
+
+def test_a_start_of_a_task_of_few_rows_is_examined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads what is left beside the rows that are trained on, however few."""
+    monkeypatch.setenv("PEFTLAB_CACHE", str(tmp_path / "cache"))
+    adapter = {**toy.LORA, "init_lora_weights": "corda", "corda_config": {}}
+    trial = trial_of(tmp_path, adapter=adapter, task=toy.write_task(tmp_path / "few", train=20))
+    assert trial.first.facts["calibration"]["rows"] == 16
 
 
 def test_padding_of_prompt_methods_keeps_to_their_rule(tmp_path: Path) -> None:

@@ -33,6 +33,28 @@ def test_no_warm_up_is_one_run_however_it_is_written(tmp_path: Path, nothing: fl
     assert len(keys) == 1
 
 
+def test_adapters_that_are_mixed_are_in_the_key_by_their_content(tmp_path: Path) -> None:
+    """Another expert under the same path is another run; the same one under another path is not."""
+
+    def key(path: str) -> str:
+        adapter = {"peft_type": "XLORA", "hidden_size": 32, "adapters": {"0": path}}
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        toy.save_model(root / "model-llama")
+        return loading.load(toy.write_experiment(root, adapter=adapter)).train_key
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "adapter_model.safetensors").write_bytes(b"first")
+    before = key(str(one))
+    assert key(str(two)) == before
+    (one / "adapter_model.safetensors").write_bytes(b"other")
+    assert key(str(one)) != before
+    text = "either/or " * 400
+    assert references.with_content({"prompt_tuning_init_text": text}) == {"prompt_tuning_init_text": text}
+
+
 @pytest.mark.parametrize(
     ("revision", "pinned"),
     [("0123456789abcdef" * 2 + "01234567", True), ("main", False), ("v1.0", False), ("0123456", False), (None, False)],

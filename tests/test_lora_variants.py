@@ -12,6 +12,7 @@ import torch
 import toy
 from peftlab.config import loading
 from peftlab.errors import UserError
+from peftlab.events import Started
 from peftlab.job import preflight, runs
 from peftlab.loop import preparation, training
 from peftlab.modelling import adapting, weights
@@ -87,6 +88,17 @@ def test_alora_trains_where_its_tokens_are_and_is_refused_where_they_are_not(tmp
     assert RunStore(tmp_path / "results").records() == []
 
 
+def test_qalora_on_a_base_that_is_not_its_own_is_said_to_be_plain(tmp_path: Path) -> None:
+    adapter = {**toy.LORA, "use_qalora": True, "qalora_group_size": 16}
+    spec = loading.load(toy.write_experiment(tmp_path, adapter=adapter))
+    started = next(
+        event for event in runs.events(spec, RunStore(tmp_path / "results"), None) if isinstance(event, Started)
+    )
+    assert any("this is plain LoRA" in note for note in started.notes)
+    stored = spec.model_copy(update={"quant": spec.quant.model_copy(update={"method": "gptq"})})
+    assert adapting.notes(stored) == []
+
+
 def test_the_schedule_of_adamss_is_filled_from_the_budget(tmp_path: Path) -> None:
     asked = {"peft_type": "ADAMSS", "use_asa": True, "init_warmup": 4}
 
@@ -95,10 +107,13 @@ def test_the_schedule_of_adamss_is_filled_from_the_budget(tmp_path: Path) -> Non
 
     assert made().final_warmup == 30
     assert made(final_warmup=44).final_warmup == 44
+    assert made(final_warmup=None).final_warmup == 30
     assert made(use_asa=False).final_warmup == 1000
     for wrong in ({"final_warmup": 61}, {"init_warmup": 30}, {"init_warmup": 40, "final_warmup": 40}):
         with pytest.raises(UserError, match="there are 60 steps"):
             made(**wrong)
+    with pytest.raises(UserError, match="from step '4'"):
+        made(init_warmup="4")
 
 
 def test_arrow_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -49,11 +49,33 @@ def test_peft_does_not_change_the_declared_config(tmp_path: Path) -> None:
     assert spec.adapter == before and spec.train_key == key
 
 
+def test_what_a_method_keeps_frozen_stays_so_on_a_bfloat16_base(tmp_path: Path) -> None:
+    """peft's move to the base's precision makes AdaLoRA's count of ranks trainable, and no file holds it."""
+    adapter = {
+        "peft_type": "ADALORA",
+        "target_modules": ["q_proj"],
+        "init_r": 4,
+        "target_r": 2,
+        "tinit": 1,
+        "tfinal": 1,
+    }
+    names = []
+    for dtype in ("float32", "bfloat16"):
+        built = built_of(spec_of(tmp_path / dtype, adapter, model={"dtype": dtype}))
+        names.append(set(built.trainable()))
+        assert {parameter.dtype for parameter in built.trainable().values()} == {torch.float32}
+    assert names[0] == names[1] and not any("ranknum" in name for name in names[1])
+    half = {"dtype": "bfloat16", "autocast_adapter_dtype": False}
+    built = built_of(spec_of(tmp_path / "half", adapter, model=half))
+    assert {parameter.dtype for parameter in built.trainable().values()} == {torch.bfloat16}
+
+
 REFUSE_CHECKPOINTING: dict[str, dict[str, Any]] = {
     "prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
     "cartridge": {"peft_type": "CARTRIDGE", "num_virtual_tokens": 4},
     "poly": {"peft_type": "POLY", "target_modules": ["q_proj", "v_proj"]},
     "monteclora": {**toy.LORA, "monteclora_config": {"num_samples": 4}},
+    "two variants": {**toy.LORA, "monteclora_config": {"num_samples": 4}, "use_rslora": True},
 }
 
 

@@ -232,7 +232,7 @@ class Growing(own.Layer):
         return self.base_layer.weight * self.scale * self.factor
 
 
-def wrap(base, config, rows=None):
+def wrap(base, config, make=None):
     own.put_on(base, ["q_proj"], Growing, "GROWING")
     base.growth = config.growth
     return base

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import toy
 from comparing import outcome
 from fork_runner import MOMENTS, Runner
+from peftlab.config import loading
+from peftlab.modelling import adapting, bookkeeping
+from peftlab.scores import scoring
 
 ADALORA = {
     "peft_type": "ADALORA",
@@ -92,6 +96,17 @@ def test_random_moments(
             break
     assert runner.run(folder, tmp_path / "results") == 0
     assert outcome(tmp_path / "results") == whole
+
+
+def test_a_mask_that_moves_is_seen(tmp_path: Path) -> None:
+    """Its bytes sum up to what they did; a checkpoint without it would resume to other weights."""
+    spec = loading.load(toy.write_experiment(tmp_path))
+    built = adapting.adapt(scoring.load_base(spec), spec)
+    built.model.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 0.0]))
+    reference = bookkeeping.take_reference(built)
+    assert bookkeeping.changed_tensors(built, reference) == {}
+    built.model.mask.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert list(bookkeeping.changed_tensors(built, reference)) == ["buffer:mask"]
 
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:

@@ -229,16 +229,28 @@ def _loaded(root: Path, adapter: dict[str, Any] | None, **groups: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("start", RESIDUAL)
+LOFTQ = {"lora_alpha": 4, "use_rslora": False, "loftq_config": {"loftq_bits": 8}}
+
+
+def test_what_loftq_leaves_open_is_as_peft_has_it(tmp_path: Path) -> None:
+    said = trained(spec_of(tmp_path, "loftq", adapter={**LOFTQ, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}))
+    open_ = trained(spec_of(tmp_path, "loftq", adapter={**LOFTQ, "loftq_config": {"loftq_bits": 4}}))
+    assert torch.equal(said.begun, open_.begun)
+
+
+@pytest.mark.parametrize("start", [*RESIDUAL, "loftq"])
 def test_a_shared_weight_is_not_changed_for_two_modules(tmp_path: Path, start: str) -> None:
     """The toy's output layer is its embedding: taken apart, the embedding would be wrong."""
-    spec = spec_of(tmp_path, start, adapter={"target_modules": ["lm_head"]})
+    more = LOFTQ if start == "loftq" else {}
+    spec = spec_of(tmp_path, start, adapter={"target_modules": ["lm_head"], **more})
     with pytest.raises(UserError, match="lm_head shares its weight with another module"):
         trained(spec)
 
 
-def test_replicated_layers_share_their_weights(tmp_path: Path) -> None:
-    spec = spec_of(tmp_path, "pissa", adapter={"layer_replication": [[0, 2], [0, 2]]})
+@pytest.mark.parametrize("start", ["pissa", "loftq"])
+def test_replicated_layers_share_their_weights(tmp_path: Path, start: str) -> None:
+    more = LOFTQ if start == "loftq" else {}
+    spec = spec_of(tmp_path, start, adapter={"layer_replication": [[0, 2], [0, 2]], **more})
     with pytest.raises(UserError, match="layer_replication shares weights"):
         trained(spec)
 

@@ -129,6 +129,19 @@ def test_what_was_computed_is_read_again_and_gives_the_same_bytes(
     assert all(torch.equal(fresh[name], again[name]) for name in fresh)
 
 
+@pytest.mark.parametrize("start", ["lora_ga", "eva"])
+def test_rows_that_are_divided_otherwise_are_computed_anew(tmp_path: Path, start: str) -> None:
+    """The mean over batches of 4 is not that over batches of 8, though the rows are the same."""
+
+    def kept(size: int, cache: str) -> dict[str, torch.Tensor]:
+        root = tmp_path / f"{size}-{cache}"
+        return weights_of(spec_of(root, start, calibration={"rows": 16, "batch_size": size, "cache": cache}))
+
+    kept(8, "all")
+    stored, alone = kept(4, "all"), kept(4, "none")
+    assert all(torch.equal(stored[name], alone[name]) for name in alone)
+
+
 def _not_again(whole: Any) -> Any:
     def distribution(model: Any, config: Any, run_model: Any, *others: Any) -> Any:
         assert run_model.__name__ == "give", "the covariance of another rank is read, not computed"

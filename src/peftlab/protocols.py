@@ -132,7 +132,8 @@ class Method:
 
     Attributes:
         config: The class of its config (an `own.OwnConfig`); None: peft has the method.
-        wrap: (base, adapter config, calibration rows) -> module.
+        wrap: (base, adapter config, make) -> module; `make(config)` is peft's own wrapping of that base, in the
+            precision that the run declares.
         forward_inputs: (batch) -> extra model inputs (task ids, invocation masks); of a batch of prompts it has
             `input_ids` and `attention_mask` only.
         extra_loss: (model, step) -> the method's own objective, a scalar tensor; None: found by measurement.
@@ -142,6 +143,7 @@ class Method:
         schedule: (adapter as declared, steps of the budget) -> values for what its schedule leaves open.
         check_rows: (adapter as declared, token ids of each training row) -> None; raises a `UserError`.
         no_checkpointing: Why gradient checkpointing is refused; None: it works.
+        note: (adapter as declared, quant.method) -> what the user should know before training, or None.
         rows_alone: Whether a row's output depends on the rows beside it, so that evaluation takes one at a time.
     """
 
@@ -157,6 +159,7 @@ class Method:
     schedule: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
     check_rows: Callable[..., None] | None = None
     no_checkpointing: str | None = None
+    note: Callable[[Mapping[str, Any], str | None], str | None] | None = None
     rows_alone: bool = False
 
 

@@ -17,6 +17,7 @@ from peftlab.errors import UserError
 PACKAGE_PREFIX = "package:"
 LOCAL_FOLDER = "folder"
 """What identifies a local folder in the place of its path; its content says which."""
+_LONGEST_PATH = 1024
 _MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".py")
 
 
@@ -72,6 +73,24 @@ def content(reference: str, revision: str | None) -> dict[str, Any]:
     if is_package(reference):
         return {"revision": _package_version(reference), "content": found}
     return {"id": LOCAL_FOLDER, "revision": None, "content": found}
+
+
+def with_content(value: Any) -> Any:
+    """A part of an adapter's config with the content of local files in the place of their paths, at any depth.
+
+    A path is a text with a slash that names a file or folder here: adapters that are mixed, saved prompts, a tokenizer.
+    """
+    if isinstance(value, dict):
+        return {key: with_content(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_content(item) for item in value]
+    path = Path(value) if isinstance(value, str) and "/" in value and len(value) <= _LONGEST_PATH else None
+    try:
+        if path is None or not path.exists():
+            return value
+        return {"content": file_digest(path) if path.is_file() else folder_digest(path, _MODEL_FILES)}
+    except (OSError, ValueError):  # a text that can be no path
+        return value
 
 
 def _package_version(reference: str) -> str:

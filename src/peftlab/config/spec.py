@@ -93,7 +93,8 @@ class RunSpec(Settings):
         identity: dict[str, Any] = {"protocol": PROTOCOL, "seed": self.seed, "task": self.task.identity()}
         identity.update({name: group for name, group in groups.items() if group})
         if self.adapter is not None:
-            identity["adapter"] = {key: value for key, value in self.adapter.items() if key not in BOOKKEEPING}
+            adapter = {key: value for key, value in self.adapter.items() if key not in BOOKKEEPING}
+            identity["adapter"] = references.with_content(adapter)
         if self.train.steered:
             identity["steering"] = {
                 "evaluation": self._evaluation("valid"),
@@ -169,6 +170,11 @@ def method_name(adapter: Mapping[str, Any] | None) -> str:
     """
     if adapter is None:
         return "full"
+    return "_".join([str(adapter["peft_type"]).lower(), *variants_of(adapter)])
+
+
+def variants_of(adapter: Mapping[str, Any]) -> list[str]:
+    """The variants that an adapter's config shows, each once, in the order of the alphabet."""
     variants = set()
     for key, value in adapter.items():
         if key.startswith("use_") and value is True:
@@ -177,4 +183,4 @@ def method_name(adapter: Mapping[str, Any] | None) -> str:
             variants.add(value)
         elif key.endswith("_config") and value:
             variants.add(key.removesuffix("_config"))
-    return "_".join([str(adapter["peft_type"]).lower(), *sorted(variants)])
+    return sorted(variants)

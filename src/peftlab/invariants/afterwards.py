@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 from peftlab import own
@@ -15,6 +16,8 @@ from peftlab.modelling.adapting import quiet_peft
 
 REFUSALS = (*models.LOADING_ERRORS, NameError, AssertionError, NotImplementedError, UserError)
 """What the libraries raise for something that they do not offer."""
+_TELLS = 0.5
+"""Share of the adapter's own part above which a difference says nothing of whether the adapter is there."""
 _NOT_PEFT = "the method is peftlab's own, not peft's"
 
 
@@ -22,13 +25,14 @@ def reload(trial: Trial) -> Finding:
     """Saved, and loaded onto a fresh base as the job does it: the logits of the model that was trained."""
     tolerance = stated(trial.spec, "reload_tolerance") or {}
     share = tolerance.get(trial.spec.model.dtype, 0.0)
-    return compared(
+    found = compared(
         "reload",
         difference(trial.logits(trial.reloaded), trial.course.logits),
         share * float(trial.base_logits.abs().max()),
         what="saved and loaded onto a fresh base",
         fix="do not trust a score of this method: what is evaluated is the adapter as it was saved",
     )
+    return _weighed(found, trial)
 
 
 def plain_peft(trial: Trial) -> Finding:
@@ -76,13 +80,26 @@ def merge(trial: Trial) -> Finding:
     except UserError as error:
         return said(name, "refused", error.message)
     logits = trial.logits(models.built_on(trial.pristine, merged, None, built.method, frozenset(), {}))
-    return compared(
+    found = compared(
         name,
         difference(logits, trial.course.logits),
         trial.allowed,
         what=f"merged in {trial.spec.model.dtype}",
         fix="keep the adapter apart from the base, or merge in float32",
     )
+    return _weighed(found, trial)
+
+
+def _weighed(found: Finding, trial: Trial) -> Finding:
+    """A difference within what rounding allows that is no smaller than the adapter's own part is said with that part.
+
+    In 16 bits the allowance is wide: an adapter that was lost altogether can lie within it.
+    """
+    moved = difference(trial.course.logits, trial.base_logits)
+    if found.verdict != "within" or found.figure is None or found.figure < _TELLS * moved:
+        return found
+    text = f"{found.text}; the adapter itself moves logits by {moved:.1e}, so that this shows little: ask in float32"
+    return dataclasses.replace(found, text=text)
 
 
 def disable(trial: Trial) -> Finding:

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from peftlab.invariants.findings import Finding, compared, said
-from peftlab.invariants.starting import difference
+from peftlab.invariants.starting import difference, worst
 from peftlab.invariants.trial import Trial, logits_of
 from peftlab.modelling.models import Built
 from peftlab.rows.batching import Batch, collate
@@ -40,7 +40,7 @@ def neighbours(trial: Trial) -> Finding:
     what = "alone or in a batch" + ("" if generates or batch.labels is None else " (generation: rows of one length)")
     return compared(
         "neighbours",
-        max([*figures, *left]),
+        worst([*figures, *left]),
         trial.allowed,
         what=f"a row {what}",
         fix="set batch.per_device_eval_batch_size=1: the method mixes the rows of a batch",

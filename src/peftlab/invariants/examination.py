@@ -69,6 +69,9 @@ def trial_of(spec: RunSpec, folder: Path, *, rows: data.Rows | None = None, base
     )
     chosen = tuple(choose(rows.train, base.tokenizer, spec))
     others = tuple(row for row in rows.train[: ROWS + CALIBRATION_ROWS] if row not in chosen)[:CALIBRATION_ROWS]
+    if others:  # a task of few rows has fewer to spare
+        wanted = spec.calibration.model_copy(update={"rows": len(others)})
+        spec = spec.model_copy(update={"calibration": wanted})
     few = dataclasses.replace(rows, train=chosen, valid=others, test=(), shots=())  # a start reads other rows
     return Trial(spec=spec, rows=few, folder=folder, pristine=base)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 
 from peftlab.invariants.findings import Finding, compared, said, stated
@@ -52,6 +55,12 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         and one.dtype == other.dtype
         and bool(torch.eq(one, other).logical_or(one != one).all())
     )
+
+
+def worst(figures: Iterable[float]) -> float:
+    """The largest of differences; NaN where one is NaN, which `max` passes over unless it comes first."""
+    found = list(figures)
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
 
 
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:

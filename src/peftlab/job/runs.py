@@ -22,7 +22,7 @@ from peftlab.events import Event, Finished, Saved, Stage, Started, Step
 from peftlab.job import following, handover, preflight, resuming, tracking
 from peftlab.job.assembly import assemble
 from peftlab.loop import checkpoint, preparation, training
-from peftlab.modelling import bookkeeping, models, weights
+from peftlab.modelling import adapting, bookkeeping, models, weights
 from peftlab.parallel import processes
 from peftlab.records.payload import PLAIN
 from peftlab.records.record import Evaluation, Record
@@ -197,7 +197,7 @@ def _train(
         counts = built.num_weights()
     notes = checkpoint.restore(checkpoints, built, stream, state, any_environment=options.any_environment)
     processes.agree(state.step, "the step to go on from")
-    notes += [*_dropped_keys(built), *_unvalidated(spec, stream, state.total_steps)]
+    notes += [*adapting.notes(spec), *_dropped_keys(built), *_unvalidated(spec, stream, state.total_steps)]
     with state.split.whole():
         yield from _rehearse(spec, rows, built)
     repeated = sum(row["seconds"] for row in slot.curve() if row["step"] > state.step)

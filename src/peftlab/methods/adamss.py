@@ -20,7 +20,12 @@ def schedule(adapter: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
     """
     if not adapter.get("use_asa"):
         return {}
-    first, last = adapter.get("init_warmup", 50), adapter.get("final_warmup", steps // 2)
+    first, last = adapter.get("init_warmup", 50), adapter.get("final_warmup")
+    last = steps // 2 if last is None else last
+    if type(first) is not int or type(last) is not int:
+        raise UserError(
+            f"AdaMSS prunes from step {first!r} (init_warmup) to step {last!r} (final_warmup)", fix="give whole numbers"
+        )
     if not first < last <= steps:
         raise UserError(
             f"AdaMSS prunes from step {first} (init_warmup) to step {last} (final_warmup), and there are {steps} steps",

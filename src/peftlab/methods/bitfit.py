@@ -23,7 +23,7 @@ class BitFitConfig(own.OwnConfig):
     )
 
 
-def wrap(base: Any, config: BitFitConfig, rows: Any = None) -> Any:
+def wrap(base: Any, config: BitFitConfig, make: Any = None) -> Any:
     """Free the biases (and a new head), freeze the rest.
 
     Raises:

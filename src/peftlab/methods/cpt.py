@@ -16,13 +16,12 @@ _ANSWER = 4
 _MOST_PROJECTIONS = 20
 
 
-def wrap(base: Any, config: Any, rows: Any = None) -> Any:
+def wrap(base: Any, config: Any, make: Any = None) -> Any:
     """peft's own, once the token types are looked at.
 
     Raises:
         UserError: The last type is no answer's, or nothing of the context can be trained.
     """
-    import peft
 
     types = list(config.cpt_tokens_type_mask)
     if max(types) % _ANSWER != 0:
@@ -36,7 +35,7 @@ def wrap(base: Any, config: Any, rows: Any = None) -> Any:
             "cpt_tokens_type_mask: every token is an answer's, and those are never changed: nothing would be trained",
             fix="give the tokens of templates and questions their types: 1, 2 and 3",
         )
-    return peft.get_peft_model(base, config)
+    return make(config)
 
 
 def after_step(model: Any, step: int) -> None:

@@ -63,7 +63,7 @@ def _start(shape: tuple[int, int], how: Start, device: torch.device) -> torch.Te
     return nn.init.kaiming_uniform_(tensor, a=math.sqrt(5)) if how == "kaiming" else tensor
 
 
-def wrap(base: Any, config: HadamardConfig, rows: Any = None) -> Any:
+def wrap(base: Any, config: HadamardConfig, make: Any = None) -> Any:
     """Put the product on every target layer of the base."""
     own.put_on(base, config.target_modules, lambda layer: HadamardLinear(layer, config), "HADAMARD")
     own.free(base, own.head(base, config))

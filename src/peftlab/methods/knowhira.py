@@ -84,7 +84,7 @@ def _sigma(weight: torch.Tensor, r: int, share: float) -> torch.Tensor:
     return found
 
 
-def wrap(base: Any, config: KnowHiraConfig, rows: Any = None) -> Any:
+def wrap(base: Any, config: KnowHiraConfig, make: Any = None) -> Any:
     """Put the product on every target layer of the base."""
     own.put_on(base, config.target_modules, lambda layer: KnowHiraLinear(layer, config), "KnowHiRA")
     own.free(base, own.head(base, config))

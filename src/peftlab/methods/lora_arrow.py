@@ -12,7 +12,7 @@ from peftlab.errors import UserError
 from peftlab.protocols import Method
 
 
-def wrap(base: Any, config: Any, rows: Any = None) -> Any:
+def wrap(base: Any, config: Any, make: Any = None) -> Any:
     """Refuse it, with the reason.
 
     Raises:

@@ -1,7 +1,9 @@
 """MonteCLoRA: nothing beyond peft, but without gradient checkpointing, which would draw its random samples again."""
 
+from peftlab.methods.lora import check_rows
 from peftlab.protocols import Method
 
 PLUGIN = Method(
-    no_checkpointing="it draws random samples in the forward pass, and takes others when activations are made again"
+    check_rows=check_rows,
+    no_checkpointing="it draws random samples in the forward pass, and takes others when activations are made again",
 )

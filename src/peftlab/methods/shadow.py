@@ -14,11 +14,10 @@ from peftlab.protocols import Method
 _UPDATES = ("shadow_update_transform", "shadow_update_gate")
 
 
-def wrap(base: Any, config: Any, rows: Any = None) -> Any:
+def wrap(base: Any, config: Any, make: Any = None) -> Any:
     """peft's own, with the last block's update frozen."""
-    import peft
 
-    model = peft.get_peft_model(base, config)
+    model = make(config)
     blocks = [module for module in model.modules() if all(name in dict(module.named_children()) for name in _UPDATES)]
     for name in _UPDATES:
         getattr(blocks[-1], name).requires_grad_(False)

@@ -21,14 +21,12 @@ _WEIGHTS, _CONFIG, _EXPERTS = "adapter_model.safetensors", "adapter_config.json"
 _OURS = ("internal_xlora_classifier", ".lora_")
 
 
-def wrap(base: Any, config: Any, rows: Any = None) -> Any:
+def wrap(base: Any, config: Any, make: Any = None) -> Any:
     """peft's own, on a base that keeps no cache, with experts that are there.
 
     Raises:
         UserError: No experts are named, or one of them is no saved adapter.
     """
-    import peft
-
     if str(config.task_type).endswith("SEQ_CLS"):
         raise UserError(
             "X-LoRA does not work on classification: peft cannot load experts that come with a classifier",
@@ -45,7 +43,7 @@ def wrap(base: Any, config: Any, rows: Any = None) -> Any:
     if config.hidden_size != width:
         raise UserError(f"hidden_size = {config.hidden_size}, but the model's is {width}", fix=f"set it to {width}")
     base.config.use_cache = False
-    return peft.get_peft_model(base, config)
+    return make(config)
 
 
 def _check_expert(name: str, path: Path) -> None:
@@ -96,7 +94,7 @@ def load(base: Any, folder: Path) -> Any:
     values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     values["adapters"] = {name: str(folder / path) for name, path in values["adapters"].items()}
     values.pop("peft_type")
-    model = wrap(base, peft.XLoraConfig(**values))
+    model = wrap(base, peft.XLoraConfig(**values), lambda config: peft.get_peft_model(base, config))
     saved, here = load_file(str(folder / _WEIGHTS)), _tensors(model)
     if saved.keys() != here.keys():
         raise UserError(f"{folder}: its tensors are not those of its config", fix="save it again")

@@ -19,12 +19,15 @@ from torch import nn
 
 from peftlab import own
 from peftlab.config.settings import validated
-from peftlab.config.spec import ADAPTER_FILE, BOOKKEEPING, RunSpec, method_name
+from peftlab.config.spec import ADAPTER_FILE, BOOKKEEPING, RunSpec, method_name, variants_of
 from peftlab.errors import UserError, nearest, unknown_name
 from peftlab.modelling import beginning, precision, randomness
 from peftlab.modelling.models import TASK_TYPES, UNKNOWN_BUDGET, Base, Built, Kind, built_on
 from peftlab.protocols import Calibration, Method, find, names
 from peftlab.records.slot import ran_out_of_memory
+
+_TOKENS = ("token_indices", "token_ids", "_tokens")
+"""How settings of an adapter end that are lists of tokens."""
 
 
 def adapter_place(spec: RunSpec) -> str:
@@ -75,7 +78,8 @@ def adapter_config(
     if "total_step" in known and values.get("total_step") is None:
         values["total_step"] = max_steps
     if method.schedule is not None:
-        values = {**method.schedule(values, max_steps), **values}
+        filled = method.schedule(values, max_steps)
+        values |= {key: value for key, value in filled.items() if values.get(key) is None}
     try:
         with warnings.catch_warnings():  # peft says that it takes its own defaults
             warnings.filterwarnings("ignore", message=".*is not specified. Using default")
@@ -119,18 +123,27 @@ def _config_class(adapter: Mapping[str, Any], method: Method, where: str) -> tup
 def method_of(adapter: Mapping[str, Any] | None, *, where: str = ADAPTER_FILE) -> Method:
     """The plug-in that a method needs: `<peft_type>_<variant>`, then `<peft_type>`, else peft's own way.
 
+    Of several variants at once each is looked for by itself, after the name of all of them.
     A peft type that reads `package.module:attr` is one from a package that the user named.
     """
     if adapter is not None and ":" in str(adapter["peft_type"]):
         outside: Method = find("methods", str(adapter["peft_type"]), where=where)
         return outside
-    name = method_name(adapter)
     known = names("methods")
-    for candidate in (name, name.split("_")[0] if adapter is None else str(adapter["peft_type"]).lower()):
+    variants = [] if adapter is None else [f"{str(adapter['peft_type']).lower()}_{one}" for one in variants_of(adapter)]
+    kind = [] if adapter is None else [str(adapter["peft_type"]).lower()]
+    for candidate in (method_name(adapter), *variants, *kind):
         if candidate in known:
             plugin: Method = find("methods", candidate)
             return plugin
     return Method()
+
+
+def notes(spec: RunSpec) -> list[str]:
+    """What the method has to say of this run before it is trained."""
+    asked = method_of(spec.adapter, where=adapter_place(spec)).note
+    text = asked(spec.adapter or {}, spec.quant.method) if asked is not None else None
+    return [text] if text else []
 
 
 def adapt(
@@ -171,11 +184,12 @@ def adapt(
             spec.adapter, base.kind, max_steps=total_steps or spec.train.max_steps or UNKNOWN_BUDGET, where=where
         )
         _check_saved_modules(config, base.model, where)
+        _check_tokens(config, base.model, where)
         declared = config.to_dict()
         with randomness.seeded(spec.seed, "adapter"), quiet_peft():
             try:
                 if method.wrap is not None:
-                    model = method.wrap(base.model, config, calibration)
+                    model = method.wrap(base.model, config, _make(base.model, spec))
                     if not spec.model.autocast_adapter_dtype:
                         own.in_base_precision(model)
                 else:
@@ -221,15 +235,18 @@ def _wrapped(
     model: Any, config: Any, spec: RunSpec, asked: beginning.Asked | None, calibration: Calibration | None
 ) -> tuple[Any, Mapping[str, torch.Tensor]]:
     """peft's wrapping, in the hands of the start where there is one."""
-    import peft
-
-    def make(config: Any) -> Any:
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype)
-
+    make = _make(model, spec)
     if asked is None:
         return make(config), {}
     assert calibration is not None or not asked.needs_calibration, "whoever trains prepares what the start reads"
     return asked.start.wrap(model, config, calibration, make)
+
+
+def _make(model: Any, spec: RunSpec) -> Callable[[Any], Any]:
+    """peft's own wrapping of the model, by a config."""
+    import peft
+
+    return lambda config: peft.get_peft_model(model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype)
 
 
 def _check_saved_modules(config: Any, model: nn.Module, where: str) -> None:
@@ -243,6 +260,25 @@ def _check_saved_modules(config: Any, model: nn.Module, where: str) -> None:
                 f"{where}: modules_to_save names '{name}', which is no module of this model",
                 fix=f"did you mean '{guess}'?" if guess else "leave it out, or name a module",
             )
+
+
+def _check_tokens(config: Any, model: Any, where: str) -> None:
+    """Tokens beyond the vocabulary show in no shape, only when their rows are looked up."""
+    size = model.get_input_embeddings().weight.shape[0]
+    for key, value in vars(config).items():
+        if not key.endswith(_TOKENS):
+            continue
+        lists = list(value.values()) if isinstance(value, dict) else [value]
+        wrong = [one for many in lists if isinstance(many, list) for one in many if not _is_token(one, size)]
+        if wrong:
+            raise UserError(
+                f"{where}: {key} names token {wrong[0]}, and the model has tokens 0 to {size - 1}",
+                fix=f"mend '{key}' (= {json.dumps(value)[:60]})",
+            )
+
+
+def _is_token(value: Any, size: int) -> bool:
+    return not isinstance(value, int) or 0 <= value < size
 
 
 def _check_filled_in(declared: Mapping[str, Any], config: Any, where: str) -> None:

@@ -8,6 +8,7 @@ plain data: tensors, numbers, strings, and lists and dicts of these.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Reference:
 
     versions: Mapping[str, tuple[int, int]] | None
     """Version counters; None where tensors are gathered anew each time, so that these say nothing."""
-    checksums: Mapping[str, int]
+    checksums: Mapping[str, int | str]
     scales: Mapping[str, int]
     attributes: Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def take_reference(built: Built, *, gathered: bool = False) -> Reference:
     tensors = dict(_frozen(built))
     return Reference(
         versions=None if gathered else {name: _version(tensor) for name, tensor in tensors.items()},
-        checksums={name: checksum(tensor) for name, tensor in tensors.items()},
+        checksums={name: _checked(name, tensor, built) for name, tensor in tensors.items()},
         scales={name: checksum(tensor) for name, tensor in precision.scales(built.model)},
         attributes=dict(_attributes(built)),
     )
@@ -47,13 +48,13 @@ def changed_tensors(built: Built, reference: Reference) -> dict[str, torch.Tenso
     """Frozen tensors and buffers that differ from the model as built.
 
     Base weights are compared by their version counter first (a checksum of billions of weights at each checkpoint
-    would cost more than the step; without counters only `moved_base_weights` looks), the few others by checksum.
+    would cost more than the step; without counters only `moved_base_weights` looks), the few others by their digest.
     """
     changed, versions = {}, reference.versions
     for name, tensor in _frozen(built):
         if _is_base(name, built) and (versions is None or _version(tensor) == versions.get(name)):
             continue
-        if checksum(tensor) != reference.checksums.get(name):
+        if _checked(name, tensor, built) != reference.checksums.get(name):
             changed[name] = tensor.detach()
     return changed
 
@@ -107,6 +108,14 @@ def checksum(tensor: torch.Tensor) -> int:
     if flat.dtype.is_complex:
         flat = torch.view_as_real(flat).reshape(-1)
     return int(flat.view(integers[flat.element_size()]).sum(dtype=torch.int64))
+
+
+def _checked(name: str, tensor: torch.Tensor, built: Built) -> int | str:
+    """A checksum of a base weight; a digest of anything else, which a method may only rearrange (a mask that moves)."""
+    if _is_base(name, built) or tensor.is_meta:
+        return checksum(tensor)
+    raw = tensor.detach().to("cpu").contiguous().view(-1)
+    return hashlib.sha256(raw.view(torch.uint8).numpy().tobytes() if raw.numel() else b"").hexdigest()
 
 
 def _version(tensor: torch.Tensor) -> tuple[int, int]:

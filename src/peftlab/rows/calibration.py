@@ -28,7 +28,7 @@ _PARTS = ("train", "valid")
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The rows as tokens; their digest; and what the record says of them."""
+    """The rows as tokens; their digest as batches; and what the record says of them."""
 
     rows: tuple[TokenRow, ...]
     batch_size: int
@@ -105,7 +105,8 @@ def choose(spec: RunSpec, start: Start, rows: Rows, tokenizer: Any) -> Chosen:
         "truncated": sum(row.truncated for row in chosen),
         "fingerprint": found,
     }
-    return Chosen(rows=chosen, batch_size=size, digest=found, facts=facts)
+    # a mean over batches, or components of them, are others where the same rows are divided otherwise
+    return Chosen(rows=chosen, batch_size=size, digest=f"{found}-{size}", facts=facts)
 
 
 def _is_text(source: str) -> bool:

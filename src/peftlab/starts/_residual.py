@@ -118,8 +118,8 @@ def names(factors: Mapping[str, Any]) -> list[str]:
     return [key.removesuffix(".A") for key in factors if key.endswith(".A")]
 
 
-def _originals(model: Any, config: Any) -> dict[str, Any]:
-    """Copies of the weights that will be changed, on the CPU.
+def refuse_shared(model: Any, config: Any) -> dict[str, Any]:
+    """The layers whose weights will be changed, by name.
 
     Raises:
         UserError: One of them is used in two places, of which the other would be changed as well.
@@ -133,6 +133,12 @@ def _originals(model: Any, config: Any) -> dict[str, Any]:
             f"{INIT_KEY} = {config.init_lora_weights!r} changes the base's weights, but {what}",
             fix="leave such modules out of target_modules, or choose a start that leaves the base as it is",
         )
+    return found
+
+
+def _originals(model: Any, config: Any) -> dict[str, Any]:
+    """Copies of the weights that will be changed, on the CPU."""
+    found = refuse_shared(model, config)
     return {name: module.weight.detach().to("cpu", copy=True) for name, module in found.items()}
 
 

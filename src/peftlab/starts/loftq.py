@@ -23,7 +23,7 @@ def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
     import importlib.util
 
     options = adapter.get("loftq_config") or {}
-    bits, rounds = options.get("loftq_bits", 4), options.get("loftq_iter", 1)
+    bits, rounds = _bits(options), _rounds(options)
     if bits not in (4, 8) or rounds < 1:
         raise UserError(
             f"loftq_config: loftq_bits = {bits}, loftq_iter = {rounds}", fix="give 4 or 8 bits, and one round or more"
@@ -41,6 +41,7 @@ def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
 
 def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) -> tuple[Any, Mapping[str, Any]]:
     """Wrap as plain LoRA, then put the factors in, and the rounded weights in the base's place."""
+    _residual.refuse_shared(model, config)
     declared, config.init_lora_weights = config.init_lora_weights, True
     wrapped = make(config)
     config.init_lora_weights = declared
@@ -64,7 +65,16 @@ def load(model: Any, config: Any, factors: Mapping[str, Any], make: Callable[[An
 
 def rounded(weight: Any, a: Any, b: Any, scaling: float, config: Any) -> Any:
     """Q = round(W - B A), in float32."""
-    return _round(weight.float() - b.float() @ a.float(), config.loftq_config["loftq_bits"])
+    return _round(weight.float() - b.float() @ a.float(), _bits(config.loftq_config))
+
+
+def _bits(options: Mapping[str, Any]) -> int:
+    """As declared, else as peft's LoftQConfig has it."""
+    return int(options.get("loftq_bits", 4))
+
+
+def _rounds(options: Mapping[str, Any]) -> int:
+    return int(options.get("loftq_iter", 1))
 
 
 def _is_adapted(layer: Any) -> bool:
@@ -81,9 +91,9 @@ def _alternate(weight: Any, rank: int, options: Mapping[str, Any]) -> tuple[tupl
     a, b = wide.new_zeros(rank, wide.shape[1]), wide.new_zeros(wide.shape[0], rank)
     before = a, b
     with torch.no_grad():
-        for _ in range(options["loftq_iter"]):
+        for _ in range(_rounds(options)):
             before = a, b
-            u, s, vh = torch.linalg.svd(wide - _round(wide - b @ a, options["loftq_bits"]), full_matrices=False)
+            u, s, vh = torch.linalg.svd(wide - _round(wide - b @ a, _bits(options)), full_matrices=False)
             root = s[:rank].sqrt()
             a, b = root[:, None] * vh[:rank], u[:, :rank] * root
     return (a, b), before

@@ -10,22 +10,10 @@ from typing import Any
 import pytest
 
 import toy
-from refusals import Place, working_place
+from refusals import Place
 
 QV = {"target_modules": ["q_proj", "v_proj"]}
 LINEAR = "linear layers of this model: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
-
-
-@pytest.fixture(scope="module")
-def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.save_model(tmp_path_factory.mktemp("shared") / "model")
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, shared_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Place:
-    return working_place(tmp_path, shared_model, monkeypatch, capsys)
 
 
 def peft(method: str, **values: Any) -> dict[str, Any]:

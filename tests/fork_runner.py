@@ -75,7 +75,7 @@ def _arm(kill: str, count: int) -> None:
     from peftlab.loop import checkpoint, training
     from peftlab.modelling import adapting
     from peftlab.records import slot
-    from peftlab.scores import evaluation
+    from peftlab.scores import grading
 
     changed: Any = checkpoint
     ending: Any = slot
@@ -85,7 +85,7 @@ def _arm(kill: str, count: int) -> None:
     elif kill == "setup":
         adapting.adapt = _nth(count, _die, adapting.adapt)
     elif kill == "validation":
-        evaluation.grade = _nth(count, _die, evaluation.grade)
+        grading.grade = _nth(count, _die, grading.grade)
     elif kill == "record":
         ending.settle = _nth(count, _die, ending.settle)
     elif kill == "checkpoint":
@@ -150,6 +150,8 @@ def _warm_up() -> None:
 
 
 def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a library that prints must not come between the answers
     import torch
 
     torch.set_num_threads(1)
@@ -161,7 +163,7 @@ def _serve() -> None:
             port = probe.getsockname()[1]
         children = [_child(command, rank, port) for rank in range(command["processes"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        print(json.dumps(codes), flush=True)
+        print(json.dumps(codes), file=answers, flush=True)
 
 
 def _child(command: dict[str, Any], rank: int, port: int) -> int:
@@ -172,7 +174,6 @@ def _child(command: dict[str, Any], rank: int, port: int) -> int:
     try:
         import torch
 
-        os.dup2(2, 1)  # the server's answers go there; a library that prints must not come between
         # torch renews its thread pool in the first call after a fork; several loading threads at once fail in it
         torch.set_num_threads(1)
         code = _obey(command, rank, port)

@@ -24,7 +24,7 @@ from peftlab.job import preflight, resuming, runs
 from peftlab.protocols import Prediction
 from peftlab.records.store import RunStore
 from peftlab.rows import data, tokenise
-from peftlab.scores import evaluation
+from peftlab.scores import grading
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SHIPPED = ("glue_mrpc", "glue_cola_qwen", "metamath_qa", "gsm8k", "code_feedback")
@@ -590,7 +590,7 @@ def test_the_rows_of_metamath_that_exist_are_marked_as_a_part(monkeypatch: pytes
     spec = loading.load(CONFIGS / "metamath_qa.yaml")
     assert list(spec.task.metrics) == ["exact_match_s0"]
     gold = [Prediction(text=row.target) for row in (*rows.train, *rows.valid)]
-    scored = evaluation.grade(spec.task, [*rows.train, *rows.valid], gold)
+    scored = grading.grade(spec.task, [*rows.train, *rows.valid], gold)
     assert scored.metrics["exact_match_s0"].mean == 1.0
     assert rows.train[0].prompt.startswith("Below is an instruction") and "The answer is" in rows.train[0].target
 

@@ -18,7 +18,7 @@ from peftlab.config.groups import BatchSettings, GenerationSettings
 from peftlab.modelling import adapting, models, randomness
 from peftlab.protocols import Completion, Example, Prompt, find
 from peftlab.rows import data, tokenise
-from peftlab.scores import evaluation, generation
+from peftlab.scores import choosing, evaluation, generation, language
 
 PROMPT_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3},
@@ -206,7 +206,7 @@ def drained(scoring: Any) -> Any:
 def test_text_loss_equals_an_independent_computation(tmp_path: Path) -> None:
     built = built_for(tmp_path)
     text = "".join(f"line {number} of the text. " for number in range(40))
-    scored = drained(evaluation.text_loss(built, [text[:300], text[300:]], batch_size=2))
+    scored = drained(language.text_loss(built, [text[:300], text[300:]], batch_size=2))
     ids = built.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [ids[start : start + 256] for start in range(0, len(ids) - 255, 256)]
     totals = []
@@ -227,9 +227,9 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
         Example(item="c", prompt="again:", choices=(" ccc", " d"), reference=0),
     ]
     resolved = loading.load(toy.write_experiment(tmp_path / "x"))
-    predictions, _ = drained(evaluation._choose(built, examples, resolved, ()))
+    predictions, _ = drained(choosing.choose(built, examples, resolved, ()))
     shots = [Example(item="s", prompt="first:", target=" one")]
-    assert drained(evaluation._choose(built, examples, resolved, shots))[0] != predictions
+    assert drained(choosing.choose(built, examples, resolved, shots))[0] != predictions
     for example, prediction in zip(examples, predictions, strict=True):
         assert prediction.index == prediction.scores.index(max(prediction.scores))
         for choice, score in zip(example.choices, prediction.scores, strict=True):

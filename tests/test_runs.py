@@ -20,7 +20,7 @@ from peftlab.modelling import adapting, models, weights
 from peftlab.records.record import Record, from_json
 from peftlab.records.store import RunStore
 from peftlab.rows import data
-from peftlab.scores import evaluation
+from peftlab.scores import evaluation, grading
 
 
 def run(
@@ -323,7 +323,7 @@ def test_best_checkpoint_and_early_stopping(
     metrics = {"exact_match": "higher", "exact_match_flexible": "lower"}
     folder = toy.write_experiment(tmp_path, task=toy.write_task(tmp_path / "task", metrics=metrics))
     scores = iter([0.2, 0.6, 0.5, 0.6, 0.1, 0.9])
-    original = evaluation.grade
+    original = grading.grade
 
     def graded(task: Any, examples: Any, predictions: Any) -> Any:
         found = original(task, examples, predictions)
@@ -331,7 +331,7 @@ def test_best_checkpoint_and_early_stopping(
             found.metrics[metric] = found.metrics[metric].model_copy(update={"mean": sign * next(scores)})
         return found
 
-    monkeypatch.setattr(evaluation, "grade", graded)
+    monkeypatch.setattr(grading, "grade", graded)
     record = run(
         folder,
         tmp_path / "results",

@@ -26,7 +26,7 @@ from peftlab.modelling import models
 from peftlab.protocols import Example, Prediction
 from peftlab.records.store import RunStore
 from peftlab.rows import data, sources, texts, tokenise
-from peftlab.scores import evaluation
+from peftlab.scores import evaluation, language
 
 MIRROR = Path(os.environ.get("PEFTLAB_MIRROR") or Path(__file__).parents[2] / "shared" / "data")
 needs_mirror = pytest.mark.skipif(not (MIRROR / "mirror.json").is_file(), reason=f"no mirror at {MIRROR}")
@@ -293,7 +293,7 @@ def test_the_loss_of_pages_is_pooled_over_their_tokens(tmp_path: Path, wiki: lis
     assert written == wiki[:100] and facts["rows"] == 100 and facts["row_tokens"] == 768
     resolved = loading.load(toy.write_experiment(tmp_path))
     built = models.bare(models.load(resolved.model, "causal"))
-    scoring = evaluation.text_loss(built, written[:8], batch_size=8, row_tokens=300)
+    scoring = language.text_loss(built, written[:8], batch_size=8, row_tokens=300)
     while True:
         try:
             next(scoring)

@@ -24,7 +24,7 @@ from peftlab.records.record import Record
 from peftlab.records.store import RunStore
 from peftlab.rows.batching import Stream, collate
 from peftlab.rows.tokenise import TokenRow
-from peftlab.scores import evaluation
+from peftlab.scores import choosing, evaluation
 
 
 def run(folder: Path, results: Path, **overrides: Any) -> Record:
@@ -275,7 +275,7 @@ def test_a_choice_that_does_not_fit_cannot_win(tmp_path: Path) -> None:
     resolved = loading.load(toy.write_experiment(tmp_path), overrides={"data.max_length": 12})
     built = models.bare(models.load(resolved.model, "causal"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " " + "z" * 30), reference=0)]
-    [prediction], cut = drained(evaluation._choose(built, rows, resolved, ()))
+    [prediction], cut = drained(choosing.choose(built, rows, resolved, ()))
     assert prediction.index is None and prediction.finish == "prompt_too_long" and cut == 1
 
 
@@ -286,7 +286,7 @@ def test_a_choice_without_a_likelihood_is_not_called_too_long(tmp_path: Path) ->
     with torch.no_grad():
         built.model.get_output_embeddings().weight.fill_(float("nan"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " b"), reference=0)]
-    [prediction], cut = drained(evaluation._choose(built, rows, resolved, ()))
+    [prediction], cut = drained(choosing.choose(built, rows, resolved, ()))
     assert (prediction.index, prediction.finish, cut) == (None, "not_finite", 0)
     for mode in choice.MODES:
         grade = choice.grade(prediction, rows[0], mode)

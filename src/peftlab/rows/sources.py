@@ -125,8 +125,8 @@ def read_mirror(source: Source) -> Table | None:
         shown = ", ".join(name + (" (a part)" if name in partial else "") for name in sorted(splits))
         raise UserError(
             f"the mirror has no split '{source.split_name}' of {hub_name(source)}; it has: {shown}",
-            fix="name one of these where the split is named (a task's 'split', a YAML's dataset.train_split, eval_split, "
-            "test_split), or for training rows with data.train_split=NAME; a part is used only when it is named. Or "
+            fix="name one of these where the split is named (a task's 'split'; a YAML's dataset.train_split, eval_split, "
+            "test_split), or for training rows with data.train_split=NAME: a part is used only when it is named; or "
             f"unset {MIRROR_VARIABLE}",
         )
     held = entry.get("revision")

@@ -26,8 +26,8 @@ from peftlab.protocols import Example, Prediction, find
 from peftlab.records.record import Evaluation, loads
 from peftlab.records.store import BaseSlot, RunStore, Slot
 from peftlab.rows import data, texts
-from peftlab.scores import evaluation
-from peftlab.scores.evaluation import Scored
+from peftlab.scores import evaluation, grading, language
+from peftlab.scores.grading import Scored
 
 _TEXT_BATCH_SIZE = 8
 LIVE, START = "live", "start"
@@ -129,7 +129,7 @@ def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: 
     plain: list[dict[str, Any]] = [
         {name: tuple(v) if isinstance(v, list) else v for name, v in s["prediction"].items()} for s in samples
     ]
-    return evaluation.grade(spec.task, examples, [Prediction(**one) for one in plain])
+    return grading.grade(spec.task, examples, [Prediction(**one) for one in plain])
 
 
 def score_start(
@@ -311,7 +311,7 @@ def score(
     if wanted.what == "text":
         text = texts.for_forgetting(spec.data.forgetting)
         assert not isinstance(text, str), "an unavailable text is not wanted"
-        scored = yield from evaluation.text_loss(
+        scored = yield from language.text_loss(
             built, text[0], batch_size=_TEXT_BATCH_SIZE, row_tokens=text[1]["row_tokens"]
         )
         partial = bool(text[1].get("partial"))

@@ -258,12 +258,13 @@ Written by `python benchmarks/methods.py --write`; `peftlab doctor EXPERIMENT` a
 
 Each row trains on four short rows again and again: three steps, a checkpoint, three more. `=` means equal to the last
 bit; a number is the largest difference of a logit where it lies within the stated t (a share of the largest logit: 1e-4
-in float32, 0.08 in bfloat16); *stated* is so on purpose, with its reason; *refused* is said before anything is trained,
-or by peft; `-` does not apply; **BROKEN** is wrong, and nothing here hides it. Losses show that gradients flow; they
-rank nothing.
+in float32, 0.08 in bfloat16); a reload or a merge that is off by half of what the adapter does is broken, however small
+that is. *stated* is so on purpose, with its reason; *refused* is said before anything is trained, or by peft; `-` does
+not apply; **BROKEN** is wrong, and nothing here hides it. Losses show that gradients flow; they rank nothing.
 
 * *start*: the output before step 1 is the base's. *reload*: saved, and loaded onto a fresh base as a run does it.
-* *plain peft*: the saved folder loaded by peft alone. *merge*: merged weights give the adapter's output.
+* *plain peft*: the saved folder loaded by peft alone. *merge*: merged into the base in float32, whatever it was trained
+  in, the weights give the output of the adapter on that base; converted forms are compared there, too.
 * *disable*: with the adapter switched off the output is the base's. *resume*: stopped at step 3 of 6 and taken up.
 * *neighbours*: a row's output does not depend on its batch. *second*: a second adapter leaves the first alone.
 * *variant*: its losses differ from its parent's; else it is *not exercised* here.

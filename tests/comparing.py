@@ -38,3 +38,24 @@ def outcome(results: Path) -> dict[str, Any]:
     }
     assert any(name.startswith("adapter/") for name in files) and any(name.endswith("samples.jsonl") for name in files)
     return {"record": without_times(json.loads(path.read_text())), "curve": curve, "files": files}
+
+
+def curve(results: Path) -> list[dict[str, Any]]:
+    """Every step of the one finished run."""
+    lines = (record_file(results).with_suffix("") / "curve.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def trained(results: Path) -> dict[str, Any]:
+    """The tensors that it ended with."""
+    from safetensors.torch import load_file
+
+    (path,) = (record_file(results).with_suffix("") / "adapter").glob("*.safetensors")
+    return dict(load_file(path))
+
+
+def predictions(results: Path) -> list[str]:
+    """The texts or classes of all its evaluations, validations along the way included."""
+    files = record_file(results).with_suffix("").glob("evaluations/*-*/samples.jsonl")
+    lines = [json.loads(line)["prediction"] for path in files for line in path.read_text().splitlines()]
+    return sorted(str(line.get("text", line.get("index"))) for line in lines)

@@ -61,6 +61,7 @@ CONFIGS: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     # keys
     "a key of none": (lora(lora_rank=8), ("LORA has no setting 'lora_rank' (= 8)", "did you mean")),
+    "a key of none with zero": (lora(lora_rank=0), ("LORA has no setting 'lora_rank' (= 0)", "did you mean")),
     "text for a switch": (lora(use_dora="yes"), ("true or false for 'use_dora', not \"yes\"",)),
     "an unknown start": (lora(init_lora_weights="kaimin"), ("'init_lora_weights' (= \"kaimin\")",)),
     "an unknown kind of bias": (lora(bias="some"), ("Requested bias: some", "mend 'bias' (= \"some\")")),

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import toy
-from comparing import outcome, record_file
+from comparing import curve, outcome, predictions, record_file, trained
 from fork_runner import Runner
 from peftlab.config import loading
 from peftlab.config.spec import RunSpec
@@ -72,23 +71,6 @@ def config(folder: Path, content: Any) -> Path:
     return path
 
 
-def curve(results: Path) -> list[dict[str, Any]]:
-    payload = record_file(results).with_suffix("")
-    return [json.loads(line) for line in (payload / "curve.jsonl").read_text().splitlines()]
-
-
-def weights(results: Path) -> dict[str, torch.Tensor]:
-    (path,) = (record_file(results).with_suffix("") / "adapter").glob("*.safetensors")
-    return dict(load_file(path))
-
-
-def predictions(results: Path) -> list[str]:
-    """The texts or classes of all evaluations, validations along the way included."""
-    files = record_file(results).with_suffix("").glob("evaluations/*-*/samples.jsonl")
-    lines = [json.loads(line)["prediction"] for path in files for line in path.read_text().splitlines()]
-    return sorted(str(line.get("text", line.get("index"))) for line in lines)
-
-
 # ------------------------------------------------------------------------------------------------- whole launches
 
 
@@ -105,7 +87,7 @@ def test_divided_over_two_processes_it_is_the_run_of_one(runner: Runner, tmp_pat
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
     for figure in ("loss", "grad_norm"):
         assert [row[figure] for row in two] == pytest.approx([row[figure] for row in one], rel=1e-5)
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    first, second = trained(tmp_path / "one"), trained(tmp_path / "two")
     assert first.keys() == second.keys()
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
     assert predictions(tmp_path / "one") == predictions(tmp_path / "two") != []
@@ -155,7 +137,7 @@ def test_state_that_lies_in_the_memory_of_the_cpu(runner: Runner, tmp_path: Path
     overrides = {**TWO, "launch.deepspeed": str(config(tmp_path, asked))}
     assert runner.run(folder, tmp_path / "one", overrides=ONE) == 0
     assert runner.launch(2, folder, tmp_path / "two", overrides=overrides) == [0, 0]
-    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    first, second = trained(tmp_path / "one"), trained(tmp_path / "two")
     assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-5
 
 
@@ -286,9 +268,9 @@ def test_what_has_another_precision_than_is_wanted() -> None:
     with pytest.raises(UserError, match="bfloat16 and float32 are trained side by side"):
         require_precision(both, "launch.sharding=fsdp2")
     require_precision({"bias": both["bias"]}, "launch.deepspeed=a.json", torch.float32)
-    for trained in (half, both):
+    for parts in (half, both):
         with pytest.raises(UserError, match=r"1 trained tensors are torch.bfloat16, the first is weight"):
-            require_precision(trained, "launch.deepspeed=a.json", torch.float32)
+            require_precision(parts, "launch.deepspeed=a.json", torch.float32)
 
 
 def test_accelerates_deepspeed_has_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,12 @@ import torch
 import toy
 from peftlab.cli import main
 from peftlab.config import loading
+from peftlab.errors import UserError
 from peftlab.invariants import abilities, afterwards, batches, examination, learning, starting
 from peftlab.invariants.findings import Finding, compared, stated
 from peftlab.invariants.trial import Course, Trial
-from peftlab.modelling import weights
+from peftlab.modelling import merging, models, weights
+from peftlab.starts import _residual
 
 
 def trial_of(root: Path, **more: Any) -> Trial:
@@ -132,13 +134,54 @@ def test_a_gradient_that_is_lost_is_found_beside_larger_ones(lora: Trial, monkey
     assert abilities.checkpointing(lora).verdict == "broken"
 
 
-def test_a_difference_as_large_as_the_adapter_is_said_with_it(lora: Trial) -> None:
-    """What merged into nothing would be this far off, too."""
+def test_a_difference_as_large_as_the_adapter_is_a_lost_adapters(lora: Trial) -> None:
+    """What merged into nothing would be this far off, too, whatever is allowed."""
     other = with_course(lora, logits=lora.base_logits + 2e-5)
     other.__dict__["allowed"] = 10.0
     finding = afterwards.merge(other)
-    assert finding.verdict == "within" and "shows little" in finding.text
-    assert "shows little" not in afterwards.merge(lora).text
+    assert finding.verdict == "broken" and "may be lost" in finding.text
+    assert afterwards.merge(lora).verdict in ("exact", "within")
+
+
+def test_a_merge_that_loses_the_adapter_is_found_on_a_base_of_16_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that this adapter does would lie within what rounding explains there, so it is asked in float32."""
+    trial = trial_of(tmp_path, model={"dtype": "bfloat16"}, optim={"learning_rate": 1e-3, "warmup_steps": 0})
+    finding = afterwards.merge(trial)
+    assert finding.verdict in ("exact", "within") and "merged in float32" in finding.text
+    moved = starting.difference(trial.course.logits, trial.base_logits)
+    assert (finding.figure or 0) < 1e-2 * moved < moved < trial.allowed
+    with pytest.raises(UserError, match="16 bits rounds the adapter away"):
+        merging.merge(trial.load())
+    monkeypatch.setattr(merging, "merge", lambda built: built.model.unload())
+    assert afterwards.merge(trial).verdict == "broken"
+
+
+def test_a_converted_form_that_loses_the_adapter_is_found_on_a_base_of_16_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = {"learning_rate": 1e-4, "warmup_steps": 0}
+    adapter = {**toy.LORA, "init_lora_weights": "pissa"}
+    trial = trial_of(tmp_path, adapter=adapter, model={"dtype": "bfloat16"}, optim=optim)
+    assert starting.difference(trial.course.logits, trial.base_logits) < trial.allowed
+    finding = afterwards.plain_peft(trial)
+    assert finding.verdict == "within" and "in float32" in finding.text
+    assert afterwards.merge(trial).verdict == "within"
+    doubled = _residual._doubled
+    monkeypatch.setattr(_residual, "_doubled", lambda *parts: tuple(0 * part for part in doubled(*parts)))
+    assert afterwards.plain_peft(trial).verdict == "broken"
+
+
+def test_a_reload_that_loses_the_adapter_is_not_within_what_is_stated(
+    lora: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(afterwards, "stated", lambda spec, what: {"float32": 10.0})
+    other = dataclasses.replace(lora)
+    other.course = lora.course
+    assert afterwards.reload(other).verdict == "exact"
+    other.reloaded = models.bare(other.base())
+    assert afterwards.reload(other).verdict == "broken"
 
 
 def test_what_gets_no_gradient_by_the_mathematics_is_in_a_group_all_the_same(

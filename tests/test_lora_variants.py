@@ -133,6 +133,26 @@ def test_adapters_that_belong_on_a_changed_base_are_no_experts(tmp_path: Path, s
         preflight.check(loading.load(toy.write_experiment(tmp_path, adapter=adapter)))
 
 
+def test_an_expert_is_named_by_a_path_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every path of a config is. Without a slash the run's key would not see what lies there."""
+    expert = tmp_path / "here" / "expert"
+    expert.mkdir(parents=True)
+    (expert / "adapter_config.json").write_text(json.dumps(toy.LORA))
+    (expert / "adapter_model.bin").write_bytes(b"\x80\x04.")
+
+    def said(place: str) -> UserError:
+        adapter = {"peft_type": "XLORA", "hidden_size": 32, "adapters": {"0": place}}
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(UserError) as found:
+            preflight.check(loading.load(toy.write_experiment(root, adapter=adapter)))
+        return found.value
+
+    assert "relative to the current folder" in str(said("./expert").fix)
+    monkeypatch.chdir(tmp_path / "here")
+    assert "a pickle is not read" in said("./expert").message
+    assert said("expert").fix == "write ./expert"
+
+
 def test_an_expert_that_is_a_pickle_is_not_read(tmp_path: Path) -> None:
     expert = tmp_path / "expert"
     expert.mkdir()

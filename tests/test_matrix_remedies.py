@@ -19,10 +19,11 @@ from peftlab.cli import main
 from peftlab.config import loading
 from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
-from peftlab.invariants import examination
+from peftlab.invariants import afterwards, examination, learning
 from peftlab.invariants.trial import Trial
 from peftlab.loop import preparation, training
-from peftlab.modelling import merging, models
+from peftlab.modelling import merging, models, weights
+from peftlab.modelling.adapting import quiet_peft
 from peftlab.protocols import Method
 from peftlab.rows import data
 from peftlab.scores import evaluation
@@ -68,6 +69,46 @@ def test_what_a_method_keeps_frozen_stays_so_on_a_bfloat16_base(tmp_path: Path) 
     half = {"dtype": "bfloat16", "autocast_adapter_dtype": False}
     built = built_of(spec_of(tmp_path / "half", adapter, model=half))
     assert {parameter.dtype for parameter in built.trainable().values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranks_that_an_allocation_took_and_training_gave_back_are_saved(tmp_path: Path, dtype: str) -> None:
+    """AdaLoRA allocates at step 2; at step 3 the others are no longer zero, and peft's own save leaves them out."""
+    options = {"init_r": 8, "target_r": 1, "tinit": 1, "tfinal": 1, "deltaT": 2, "total_step": 6}
+    adapter = {"peft_type": "ADALORA", "target_modules": toy.LINEARS["llama"], **options}
+    optim = {"learning_rate": 1e-2, "warmup_steps": 0}
+    trial = examination.trial_of(spec_of(tmp_path, adapter, model={"dtype": dtype}, optim=optim), tmp_path / "trial")
+    assert afterwards.reload(trial).verdict == afterwards.plain_peft(trial).verdict == "exact"
+    ready = trial.prepare()
+    for step in training.steps(ready.built, ready.stream, trial.spec, ready.state):
+        if step.step == 3:
+            break
+    logits = trial.logits(ready.built)
+    assert torch.equal(logits, trial.course.logits)
+    left = ready.built.adapter.rank_pattern
+    weights.save(ready.built, tmp_path / "ours")
+    assert ready.built.adapter.rank_pattern is left and 0 < sum(map(sum, left.values())) < 8 * len(left)
+    with quiet_peft():
+        ready.built.model.save_pretrained(str(tmp_path / "theirs"))
+    ours, theirs = (trial.logits(weights.load_trained(trial.spec, tmp_path / one)) for one in ("ours", "theirs"))
+    assert torch.equal(ours, logits) and not torch.allclose(theirs, logits, atol=1e-4)
+
+
+def test_a_layer_that_lost_all_its_ranks_is_no_fault(tmp_path: Path) -> None:
+    """Its singular values get a gradient in every step, and every allocation puts them back to zero."""
+    options = {"init_r": 8, "target_r": 1, "tinit": 1, "tfinal": 1, "deltaT": 1, "total_step": 6}
+    adapter = {"peft_type": "ADALORA", "target_modules": toy.LINEARS["llama"], **options}
+    optim = {"learning_rate": 1e-2, "warmup_steps": 0}
+    trial = examination.trial_of(spec_of(tmp_path, adapter, optim=optim), tmp_path / "trial")
+    finding = learning.gradients(trial)
+    assert finding.verdict == "stated" and "lost all its ranks" in finding.text
+    course = trial.course
+    still = [name for name in course.start if torch.equal(course.start[name], course.middle[name])]
+    assert still and all("lora_E" in name and not course.middle[name].any() for name in still)
+    assert all({1, 2, 3} <= course.gradients[name][1] for name in still)
+    others = {name: (set(), set()) if "lora_A" in name else found for name, found in course.gradients.items()}
+    trial.course = dataclasses.replace(course, gradients=others)
+    assert learning.gradients(trial).verdict == "broken"
 
 
 REFUSE_CHECKPOINTING: dict[str, dict[str, Any]] = {
@@ -122,7 +163,10 @@ def test_a_mixture_comes_back_without_its_experts_folders(tmp_path: Path) -> Non
     trial = examination.trial_of(loading.load(experiment), tmp_path / "trial")
     logits = trial.course.logits
     shutil.rmtree(folder)
-    assert torch.equal(trial.logits(trial.load()), logits)
+    again = trial.load()
+    assert torch.equal(trial.logits(again), logits)
+    with pytest.raises(UserError, match="cannot be merged"):  # its weights depend on the row
+        merging.merge(again)
     config = json.loads((trial.saved / "adapter_config.json").read_text())
     assert all((trial.saved / path).is_dir() for path in config["adapters"].values())
 

@@ -501,13 +501,17 @@ def test_weights_that_the_library_saved_are_read_as_declared(tmp_path: Path, sha
     base = built.model.unload()
     base.save_pretrained(tmp_path / "saved")
     toy.tokenizer().save_pretrained(tmp_path / "saved")
-    _, again, _ = built_on(tmp_path / "b", tmp_path / "saved", method)
+    said = {"compute_dtype": "float32"} if method == "bnb-nf4" else {}  # which is what null means
+    _, again, _ = built_on(tmp_path / "b", tmp_path / "saved", method, quant={"method": method, **said})
     batch = a_batch(built, stream)
     assert again.facts["quantised_layers"] == 14
     base.eval()
     with torch.no_grad(), again.model.disable_adapter():
         torch.testing.assert_close(evaluate(again, batch), base(**inputs(batch)).logits, rtol=0, atol=1e-6)
     assert all(norm > 0 for name, norm in gradients(again, batch).items() if "lora_B" in name)
+    if said:
+        other = refused(experiment(tmp_path / "c", tmp_path / "saved", method), **{"quant.compute_dtype": "bfloat16"})
+        assert "quant.compute_dtype=null" in str(other.fix)
 
 
 # ------------------------------------------------------------------------------------------------- the small real model

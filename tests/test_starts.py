@@ -100,6 +100,21 @@ def test_the_plain_form_keeps_patterns_heads_and_magnitudes(tmp_path: Path) -> N
     assert torch.equal(logits(weights.load_trained(done.spec, tmp_path / "saved").model), done.after)
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora", "corda"])
+def test_the_plain_form_holds_embeddings_as_they_were_trained(tmp_path: Path, start: str) -> None:
+    """peft decomposes no embedding: such an adapter begins at zero, with the rank and the scaling of the config."""
+    adapter = {"target_modules": ["q_proj", "embed_tokens"], "rank_pattern": {"embed_tokens": 3}}
+    adapter |= {"alpha_pattern": {"embed_tokens": 5}} if start == "corda" else {}
+    done = trained(spec_of(tmp_path, start, adapter=adapter))
+    weights.save(done.built, tmp_path / "saved")
+    assert torch.equal(logits(weights.load_trained(done.spec, tmp_path / "saved").model), done.after)
+    assert weights.share(done.spec, tmp_path / "saved", tmp_path / "plain")
+    alone = peft.PeftModel.from_pretrained(scoring.load_base(done.spec).model, str(tmp_path / "plain"))
+    assert distance(logits(alone), done.after) <= SAME["float32"]
+    layer = alone.base_model.model.model.embed_tokens
+    assert layer.lora_embedding_A["default"].any() and layer.r["default"] == 3 and layer.scaling["default"] == 1
+
+
 def test_a_run_keeps_both_forms_and_hands_over_the_plain_one(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, "pissa_niter_4", train={"evaluate": "none"})
     spec = spec.model_copy(update={"save": spec.save.model_copy(update={"output_dir": str(tmp_path / "given")})})

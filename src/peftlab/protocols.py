@@ -106,7 +106,13 @@ class Grader:
         grade: (prediction, example, mode) -> Grade.
         modes: The modes it knows; the first is its default.
         metric: Name of the mean of its scores (`exact_match`, `acc`, ...).
-        summary: (grades) -> further metrics over the whole set; may be empty.
+        summary: (grades, examples) -> baselines and other figures over the whole set, for the notes; may be empty.
+        corpus: (grades, examples) -> the metrics that are no mean of item scores, by name: for each one number an
+            item, whose mean is the metric: jackknife pseudo-values (`graders/_jackknife.py`). It may leave out what these items
+            do not define. A metric that the task names has its direction and is stored; the others stand in the notes.
+        corpus_metrics: All names that `corpus` may give.
+        check: (modes) -> None. Raises a `UserError` when a mode cannot work here (an extra is not installed); asked
+            before anything is loaded.
     """
 
     version: int
@@ -114,6 +120,9 @@ class Grader:
     modes: tuple[str, ...]
     grade: Callable[[Prediction, Example, str], Grade]
     summary: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, float]] = lambda grades, examples: {}
+    corpus: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, Sequence[float]]] = lambda grades, examples: {}
+    corpus_metrics: tuple[str, ...] = ()
+    check: Callable[[Sequence[str]], None] = lambda modes: None
 
 
 def metric_name(grader: Grader, mode: str) -> str:
@@ -139,7 +148,7 @@ class Method:
         extra_loss: (model, step) -> the method's own objective, a scalar tensor; None: found by measurement.
         after_step: (model, step); None: the tuner's `update_and_allocate` where it has one.
         state: (model) -> plain tensors and numbers that a resume needs; with `load_state(model, state)`.
-        save: (model, folder), with `load(base, folder) -> module`.
+        save: (model, folder); what peft cannot load comes with `load(base, folder) -> module`.
         schedule: (adapter as declared, steps of the budget) -> values for what its schedule leaves open.
         check_rows: (adapter as declared, token ids of each training row) -> None; raises a `UserError`.
         no_checkpointing: Why gradient checkpointing is refused; None: it works.
@@ -212,6 +221,21 @@ class Native:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForeignItems:
+    """What a foreign result says of each item of an evaluation, in our own shape.
+
+    Attributes:
+        items: Item ids, in order.
+        samples: Per item, what `samples.jsonl` holds.
+        outcomes: Metric: one number an item.
+    """
+
+    items: Sequence[str]
+    samples: Sequence[Mapping[str, Any]]
+    outcomes: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dialect:
     """A foreign format of experiments and results. Plain data in, plain data out; no torch.
 
@@ -221,7 +245,11 @@ class Dialect:
         shared_files: Names of files that lie above experiments and are none themselves.
         export_result: (record as plain data, facts) -> a result in the foreign format; None: there is none.
         result_path: (foreign result) -> folder and file name that the foreign system gives it.
-        import_result: (foreign result, where) -> a record as plain data.
+        export_files: (record as plain data, facts) -> path: text, where a run is several files; instead of these two.
+            `facts["samples"]` is (evaluation) -> its samples.
+        parse: (text of a file, where) -> foreign result; None: the file is one JSON object.
+        import_result: (foreign result, where) -> a record as plain data. `created_at` may be None: the file's own time.
+        import_items: (foreign result, where) -> evaluation key: ForeignItems; None: the format has scores only.
     """
 
     recognises: Callable[[Foreign], bool]
@@ -229,7 +257,10 @@ class Dialect:
     shared_files: tuple[str, ...] = ()
     export_result: Callable[..., Mapping[str, Any]] | None = None
     result_path: Callable[[Mapping[str, Any]], str] | None = None
+    export_files: Callable[..., Mapping[str, str]] | None = None
+    parse: Callable[[str, str], Mapping[str, Any]] | None = None
     import_result: Callable[..., Mapping[str, Any]] | None = None
+    import_items: Callable[..., Mapping[str, ForeignItems]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +332,7 @@ class Quantizer:
         fits: (scheme, name -> layer without weights) -> None. Raises a `UserError` when shapes do not fit.
         declares: (`quantization_config` of a checkpoint) -> the settings of group `quant` that declare it; None: it is
             another plug-in's.
+        chosen: What the library takes for a setting of group `quant` that is null.
         load_options: (scheme, group `quant`, names of modules that stay as they are, device) -> arguments of
             `from_pretrained`.
         prepare: (model) -> number of its quantised layers. Asked once after loading; mends what has to be mended.
@@ -315,6 +347,7 @@ class Quantizer:
     quantises: Callable[[Any], bool] = lambda module: False
     fits: Callable[[str, Mapping[str, Any]], None] = lambda scheme, layers: None
     declares: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = lambda stored: None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

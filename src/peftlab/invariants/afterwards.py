@@ -17,7 +17,7 @@ from peftlab.modelling.adapting import quiet_peft
 REFUSALS = (*models.LOADING_ERRORS, NameError, AssertionError, NotImplementedError, UserError)
 """What the libraries raise for something that they do not offer."""
 _TELLS = 0.5
-"""Share of the adapter's own part above which a difference says nothing of whether the adapter is there."""
+"""Share of the adapter's own part above which a difference does not say whether the adapter is there."""
 _NOT_PEFT = "the method is peftlab's own, not peft's"
 
 
@@ -32,7 +32,7 @@ def reload(trial: Trial) -> Finding:
         what="saved and loaded onto a fresh base",
         fix="do not trust a score of this method: what is evaluated is the adapter as it was saved",
     )
-    return _weighed(found, trial)
+    return _weighed(found, difference(trial.course.logits, trial.base_logits))
 
 
 def plain_peft(trial: Trial) -> Finding:
@@ -48,58 +48,69 @@ def plain_peft(trial: Trial) -> Finding:
     converted = weights.share(trial.spec, folder, shared)
     folder = shared if converted else folder
     own = trial.reloaded.method.load is not None
-    base = trial.base()
+    asked = trial.exact if converted else trial
+    base = asked.base()
     try:
         with quiet_peft(), randomness.seeded(trial.spec.seed + 1, "adapter"):
             model = peft.PeftModel.from_pretrained(
                 base.model, str(folder), autocast_adapter_dtype=trial.spec.model.autocast_adapter_dtype
             )
     except REFUSALS as error:
-        return said(name, "refused", f"peft alone cannot load it: {reason_of(error)}")
+        reason = reason_of(error)
+        if converted:
+            text = f"peft alone cannot load the converted form: {reason}"
+            return said(name, "broken", text, fix="report it with the config")
+        return said(name, "refused", f"peft alone cannot load it: {reason}")
     built = models.built_on(base, model, model.peft_config["default"], trial.reloaded.method, frozenset(), {})
-    figure = difference(trial.logits(built), trial.course.logits)
+    logits = asked.logits(built)
+    if converted:  # another sum of the same parts
+        what = f"the converted form, loaded by peft alone in {asked.spec.model.dtype}"
+        native = trial.course.logits if asked is trial else asked.logits(asked.load())
+        found = compared(name, difference(logits, native), asked.allowed, what=what, fix="share the native form")
+        return _weighed(found, difference(native, asked.base_logits))
+    figure = difference(logits, trial.course.logits)
     share = (stated(trial.spec, "reload_tolerance") or {}).get(trial.spec.model.dtype, 0.0)
     allowed = share * float(trial.base_logits.abs().max())
     reason = stated(trial.spec, "plain_peft")
     if figure > allowed and reason is None and own:
         reason = "peft loads it wrong, which is why peftlab saves and loads it itself"
-    if converted:  # another sum of the same parts
-        allowed = trial.allowed
-    what = "the converted form, loaded by peft alone" if converted else "loaded by peft alone"
-    return compared(name, figure, allowed, what=what, fix="load it with peftlab", stated=reason)
+    found = compared(name, figure, allowed, what="loaded by peft alone", fix="load it with peftlab", stated=reason)
+    return _weighed(found, difference(trial.course.logits, trial.base_logits))
 
 
 def merge(trial: Trial) -> Finding:
-    """Merged into the base's weights: the logits of the adapter, or a refusal."""
+    """Merged into the base's weights in float32: the logits of the adapter on that base, or a refusal."""
     name = "merge"
     if trial.spec.adapter is None:
         return said(name, "exempt", "full fine-tuning has no adapter")
-    built = trial.load()
+    exact = trial.exact
+    built = exact.load()
+    before = trial.course.logits if exact is trial else exact.logits(built)
     try:
         merged = merging.merge(built)
     except UserError as error:
         return said(name, "refused", error.message)
-    logits = trial.logits(models.built_on(trial.pristine, merged, None, built.method, frozenset(), {}))
+    logits = exact.logits(models.built_on(exact.pristine, merged, None, built.method, frozenset(), {}))
     found = compared(
         name,
-        difference(logits, trial.course.logits),
-        trial.allowed,
-        what=f"merged in {trial.spec.model.dtype}",
-        fix="keep the adapter apart from the base, or merge in float32",
+        difference(logits, before),
+        exact.allowed,
+        what=f"merged in {exact.spec.model.dtype}",
+        fix="keep the adapter apart from the base",
     )
-    return _weighed(found, trial)
+    return _weighed(found, difference(before, exact.base_logits))
 
 
-def _weighed(found: Finding, trial: Trial) -> Finding:
-    """A difference within what rounding allows that is no smaller than the adapter's own part is said with that part.
+def _weighed(found: Finding, moved: float) -> Finding:
+    """A difference that rounding could make, but that is half of what the adapter moves logits by, is a lost adapter's.
 
-    In 16 bits the allowance is wide: an adapter that was lost altogether can lie within it.
+    What is allowed is a share of the largest logit, and a small adapter that was lost altogether lies within it.
     """
-    moved = difference(trial.course.logits, trial.base_logits)
     if found.verdict != "within" or found.figure is None or found.figure < _TELLS * moved:
         return found
-    text = f"{found.text}; the adapter itself moves logits by {moved:.1e}, so that this shows little: ask in float32"
-    return dataclasses.replace(found, text=text)
+    text = f"{found.text}, but the adapter itself moves logits by {moved:.1e}: it may be lost"
+    fix = "train it longer, so that it moves more than rounding does, and ask again"
+    return dataclasses.replace(found, verdict="broken", text=text, fix=fix)
 
 
 def disable(trial: Trial) -> Finding:

@@ -21,7 +21,7 @@ from peftlab.events import Step
 from peftlab.invariants.findings import ROUNDING
 from peftlab.loop import checkpoint, loss, preparation, training
 from peftlab.loop.preparation import Prepared
-from peftlab.modelling import bookkeeping, models, weights
+from peftlab.modelling import bookkeeping, merging, models, weights
 from peftlab.modelling.models import Base, Built
 from peftlab.protocols import Example
 from peftlab.rows import data, tokenise
@@ -60,7 +60,7 @@ def choose(examples: tuple[Example, ...], tokenizer: Any, spec: RunSpec, *, coun
         raise UserError(f"task '{spec.task.name}' has {len(first)} training rows; {count} are needed", fix="add rows")
     rows = _token_rows(first, tokenizer, spec)
     order = sorted(range(len(rows)), key=lambda index: (rows[index].truncated, len(rows[index].ids)))
-    able = [index for index in order if spec.task.kind == "classify" or rows[index].num_labels > 0]
+    able = [index for index in order if spec.task.has_head or rows[index].num_labels > 0]
     distinct = list({len(rows[index].ids): index for index in reversed(able)}.values())[::-1]
     chosen = [*distinct, *(index for index in able if index not in distinct)][:count]
     return [first[index] for index in sorted(chosen)]
@@ -197,6 +197,20 @@ class Trial:
     def load(self) -> Built:
         """What was saved after step 3, on a fresh base, loaded as the job loads it."""
         return weights.load_trained(self.spec, self.saved)
+
+    @cached_property
+    def exact(self) -> Trial:
+        """What was saved after step 3 on the base in float32: in 16 bits rounding hides even an adapter that is lost.
+
+        A base whose weights have 8 or 4 bits stays as it is.
+        """
+        if self.spec.model.dtype == "float32" or self.spec.quant.method is not None:
+            return self
+        spec = merging.in_float32(self.spec)
+        base = models.load(spec.model, models.kind_of(spec), labels=spec.task.labels, seed=spec.seed)
+        exact = Trial(spec=spec, rows=self.rows, folder=self.folder, pristine=base)
+        exact.course = self.course  # it is not trained once more
+        return exact
 
     @cached_property
     def resumed(self) -> tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]:

@@ -1,4 +1,9 @@
-"""AdaLoRA: its count of ranks stays frozen on a half-precision base.
+"""AdaLoRA: all of its ranks are saved, and its count of ranks stays frozen on a half-precision base.
+
+Zhang et al. 2023 (https://arxiv.org/abs/2303.10512). peft saves only the ranks that the last allocation left. Products
+of fewer ranks are sums in another order, which is one logit on a real model in bfloat16; and between two allocations
+the others are trained again, so that they are not zero. Saved whole, the adapter is what was trained, bit for bit; peft
+loads it as well.
 
 peft makes `ranknum` frozen, and then moves the layer's tensors to the base's precision: new tensors stand in the old
 ones' place, and new ones are trainable. It would be trained, and no file holds it (peft sets it anew when it loads), so
@@ -7,6 +12,7 @@ the saved adapter would be another one than was trained.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from peftlab.protocols import Method
@@ -22,4 +28,14 @@ def wrap(base: Any, config: Any, make: Any = None) -> Any:
     return model
 
 
-PLUGIN = Method(wrap=wrap)
+def save(model: Any, folder: Path) -> None:
+    """peft's own, of all ranks: what an allocation left is put aside meanwhile."""
+    config = model.peft_config["default"]
+    left, config.rank_pattern = config.rank_pattern, None
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        config.rank_pattern = left
+
+
+PLUGIN = Method(wrap=wrap, save=save)

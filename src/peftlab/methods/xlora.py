@@ -38,7 +38,7 @@ def wrap(base: Any, config: Any, make: Any = None) -> Any:
             fix='add "adapters": {"0": "results/.../adapter", "1": "..."} to adapter_config.json',
         )
     for name, path in config.adapters.items():
-        _check_expert(name, Path(path))
+        _check_expert(name, path)
     width = base.config.hidden_size
     if config.hidden_size != width:
         raise UserError(f"hidden_size = {config.hidden_size}, but the model's is {width}", fix=f"set it to {width}")
@@ -46,14 +46,20 @@ def wrap(base: Any, config: Any, make: Any = None) -> Any:
     return make(config)
 
 
-def _check_expert(name: str, path: Path) -> None:
+def _check_expert(name: str, place: str) -> None:
     """An expert is a saved adapter, as safetensors, that leaves the base as it is: it is not the only one on it.
 
     Raises:
         UserError: It is not.
     """
+    if "/" not in place:  # not to be known as a path: the run's key would hold its name, not its content
+        raise UserError(f"adapters: '{name}' = {place} is a name, not a path", fix=f"write ./{place}")
+    path = Path(place)
     if not (path / _CONFIG).is_file():
-        raise UserError(f"adapters: '{name}' = {path} is no saved adapter", fix="give folders of saved LoRA adapters")
+        raise UserError(
+            f"adapters: '{name}' = {place} is no saved adapter",
+            fix="give folders of saved LoRA adapters; paths are relative to the current folder",
+        )
     if not (path / _WEIGHTS).is_file():
         raise UserError(
             f"adapters: '{name}' = {path} has no {_WEIGHTS}; a pickle is not read", fix="save it as safetensors"

@@ -55,7 +55,7 @@ def adapter_config(
             continue
         if key in known:
             values[key] = copy.deepcopy(value)  # peft adds to the lists that it is given
-        elif value in (None, False, {}, []):
+        elif value is None or value is False or value in ({}, []):  # nothing is asked for; 0 is a number
             dropped.append(key)
         else:
             guess = nearest(key, known)

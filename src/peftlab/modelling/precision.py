@@ -129,13 +129,14 @@ def _agree(quant: QuantSettings, found: Mapping[str, Any] | None, model_id: str)
             )
         return
     what = str(found.get("quant_method") or "quantised")
-    wanted = _declaration(found)
-    if wanted is None:
+    quantizer, wanted = _declaration(found)
+    if quantizer is None:
         raise UserError(
             f"the weights of model.id '{model_id}' are stored quantised ({what}), a form that nothing here reads",
             fix="take the model's full-precision weights, with quant.method if fewer bits are wanted",
         )
-    if any(declared[name] != value for name, value in wanted.items()):
+    plain = {name: None if value == quantizer.chosen.get(name) else value for name, value in declared.items()}
+    if any(plain[name] != value for name, value in wanted.items()):
         fix = " ".join(f"quant.{name}={'null' if v is None else str(v).lower()}" for name, v in wanted.items())
         said = quant.method or "no quant.method"
         raise UserError(
@@ -145,12 +146,14 @@ def _agree(quant: QuantSettings, found: Mapping[str, Any] | None, model_id: str)
         )
 
 
-def _declaration(found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _declaration(found: Mapping[str, Any]) -> tuple[Quantizer | None, Mapping[str, Any]]:
+    """The plug-in that reads such weights, and the settings that declare them."""
     for name in names("quant"):
-        wanted: Mapping[str, Any] | None = find("quant", name).declares(found)
+        quantizer: Quantizer = find("quant", name)
+        wanted = quantizer.declares(found)
         if wanted is not None:
-            return wanted
-    return None
+            return quantizer, wanted
+    return None, {}
 
 
 def _nothing() -> UserError:

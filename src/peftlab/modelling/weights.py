@@ -15,7 +15,7 @@ from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 from peftlab.modelling import beginning, randomness
 from peftlab.modelling.adapting import adapter_config, adapter_place, method_of, quiet_peft
-from peftlab.modelling.models import LOADING_ERRORS, UNKNOWN_BUDGET, Built, bare, built_on, kind_of, load
+from peftlab.modelling.models import LOADING_ERRORS, UNKNOWN_BUDGET, Base, Built, bare, built_on, kind_of, load
 from peftlab.records.atomic import write_error
 from peftlab.records.slot import ran_out_of_memory
 
@@ -35,14 +35,15 @@ def save(built: Built, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if built.method.save is not None:
-            built.method.save(built.model, folder)
+            with quiet_peft():
+                built.method.save(built.model, folder)
+            _tidy(folder)
         elif built.method.config is not None:
             own.save(built.model, built.adapter, folder)
         elif built.adapter is not None:
             with quiet_peft():
                 built.model.save_pretrained(str(folder))
-            (folder / "README.md").unlink(missing_ok=True)
-            _sort_config(folder / "adapter_config.json")
+            _tidy(folder)
             if built.initial:
                 save_file(dict(built.initial), str(folder / START_FILE))
         else:
@@ -51,8 +52,12 @@ def save(built: Built, folder: Path) -> None:
         raise write_error(error, folder) from error
 
 
-def _sort_config(path: Path) -> None:
+def _tidy(folder: Path) -> None:
     """peft writes sets in hash order, which differs from process to process; sorted, equal runs give equal bytes."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return
     plain = json.loads(path.read_text(encoding="utf-8"))
     for key, value in plain.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -60,8 +65,13 @@ def _sort_config(path: Path) -> None:
     path.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_trained(spec: RunSpec, folder: Path) -> Built:
+def load_trained(spec: RunSpec, folder: Path, *, base: Base | None = None) -> Built:
     """A fresh base with the saved adapter on it (or the saved full model), ready for evaluation.
+
+    Args:
+        spec: The run.
+        folder: Where its weights lie.
+        base: A clean base of that run, which the adapter is put on; None: it is loaded.
 
     Raises:
         UserError: The saved weights are missing or damaged.
@@ -72,7 +82,7 @@ def load_trained(spec: RunSpec, folder: Path) -> Built:
     if spec.adapter is None:
         return bare(load(spec.model, kind, labels=spec.task.labels, seed=spec.seed, weights=folder))
     _require_safetensors(folder)
-    base = load(spec.model, kind, labels=spec.task.labels, seed=spec.seed, quant=spec.quant)
+    base = base or load(spec.model, kind, labels=spec.task.labels, seed=spec.seed, quant=spec.quant)
     method = method_of(spec.adapter)
     config = None
     try:

@@ -5,30 +5,16 @@ Runs on a CPU and on GPUs. Checkpoints that bitsandbytes saved are loaded as the
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftlab.config.settings import Settings
-from peftlab.errors import UserError
 from peftlab.protocols import Quantizer
+from peftlab.quant._needed import needed
 
 _FOUR_BIT = ("double_quant", "compute_dtype")
 _CHOSEN = "float32"
 """What the library computes in where nothing else is said."""
-
-
-def check(scheme: str, device: str) -> None:
-    """See that the library is here.
-
-    Raises:
-        UserError: It is not.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"quant.method = bnb-{scheme} needs bitsandbytes, which is not installed",
-            fix="pip install 'peftlab[bnb]', or train on the base as it is: quant.method=null",
-        )
 
 
 def declares(stored: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -104,8 +90,9 @@ def _stays(mode: bool = True) -> None:
 PLUGIN = Quantizer(
     schemes={"int8": (), "nf4": _FOUR_BIT, "fp4": _FOUR_BIT},
     packages=("bitsandbytes",),
-    check=check,
+    check=needed("bnb", "bitsandbytes"),
     declares=declares,
+    chosen={"compute_dtype": _CHOSEN},
     quantises=quantises,
     load_options=load_options,
     prepare=prepare,

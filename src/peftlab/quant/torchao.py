@@ -6,29 +6,16 @@ round inputs (they have no backward) and its packed int4 (not on a CPU).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peftlab.config.settings import Settings
 from peftlab.errors import UserError
 from peftlab.protocols import Quantizer
+from peftlab.quant._needed import needed
 
 _GROUP = 32
 """Inputs that share a scale in int4."""
-
-
-def check(scheme: str, device: str) -> None:
-    """See that the library is here.
-
-    Raises:
-        UserError: It is not.
-    """
-    if importlib.util.find_spec("torchao") is None:
-        raise UserError(
-            f"quant.method = torchao-{scheme} needs torchao, which is not installed",
-            fix="pip install 'peftlab[torchao]', or train on the base as it is: quant.method=null",
-        )
 
 
 def fits(scheme: str, layers: Mapping[str, Any]) -> None:
@@ -77,7 +64,7 @@ def prepare(model: Any) -> int:
 PLUGIN = Quantizer(
     schemes={"int8": (), "int4": ()},
     packages=("torchao",),
-    check=check,
+    check=needed("torchao", "torchao"),
     fits=fits,
     quantises=quantises,
     load_options=load_options,

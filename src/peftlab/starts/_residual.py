@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftlab.errors import UserError
+from peftlab.protocols import Start
 
 ADAPTER = "default"
 BELOW = "base_model.model."
 """What stands before the name of a base's module once peft has wrapped the base."""
 
 INIT_KEY = "init_lora_weights"
+_EMBEDDING_A = ".lora_embedding_A"
 WEIGHTS_FILE, CONFIG_FILE, START_FILE = "adapter_model.safetensors", "adapter_config.json", "start.safetensors"
 
 Make = Callable[[Any], Any]
@@ -159,6 +162,11 @@ def share(folder: Path, target: Path) -> None:
         key_a, key_b = f"{BELOW}{name}.lora_A.weight", f"{BELOW}{name}.lora_B.weight"
         plain[key_a], plain[key_b] = _doubled(saved[key_a], saved[key_b], factors, name)
         ranks[name] = plain[key_a].shape[0]
+    for key in [key for key in saved if key.endswith(_EMBEDDING_A)]:  # no start changes an embedding: as it is
+        name = key.removeprefix(BELOW).removesuffix(_EMBEDDING_A)
+        ranks[name] = saved[key].shape[0]
+        key_b = key.removesuffix("A") + "B"
+        plain[key_b] = (_scaling(config, name, ranks[name]) * saved[key_b].float()).contiguous()
     whole = 2 * config["r"]
     pattern = {name: rank for name, rank in ranks.items() if rank != whole}
     config |= {"r": whole, "lora_alpha": whole, "use_rslora": False, INIT_KEY: True}
@@ -169,6 +177,15 @@ def share(folder: Path, target: Path) -> None:
     (target / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
+def _scaling(config: Mapping[str, Any], name: str, rank: int) -> float:
+    """What peft multiplies a layer's update with."""
+    from peft.utils.other import get_pattern_key
+
+    pattern = config["alpha_pattern"] or {}
+    alpha = pattern.get(get_pattern_key(pattern.keys(), name), config["lora_alpha"])
+    return float(alpha / (math.sqrt(rank) if config["use_rslora"] else rank))
+
+
 def _doubled(a: Any, b: Any, factors: Mapping[str, Any], name: str) -> tuple[Any, Any]:
     """[A; A0] and s [B, -B0], in float32."""
     import torch
@@ -176,3 +193,8 @@ def _doubled(a: Any, b: Any, factors: Mapping[str, Any], name: str) -> tuple[Any
     a0, b0 = factors[f"{name}.A"].float(), factors[f"{name}.B"].float()
     scaling = float(factors[f"{name}.scaling"])
     return torch.cat([a.float(), a0]).contiguous(), (scaling * torch.cat([b.float(), -b0], dim=1)).contiguous()
+
+
+def start(*, wrap: Callable[..., Any] = wrap, **more: Any) -> Start:
+    """The plug-in of such a start."""
+    return Start(changes_base=True, wrap=wrap, load=load, share=share, **more)

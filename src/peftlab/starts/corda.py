@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftlab.errors import UserError
-from peftlab.protocols import Calibration, Start
+from peftlab.protocols import Calibration
 from peftlab.starts import _residual
 
 _FACTORS = ("S_WC", "U_WC", "V_WC")
@@ -143,12 +143,4 @@ def _no_tokens(name: str) -> UserError:
     )
 
 
-PLUGIN = Start(
-    reads_rows=True,
-    rows=256,
-    changes_base=True,
-    check=check,
-    wrap=wrap,
-    load=_residual.load,
-    share=_residual.share,
-)
+PLUGIN = _residual.start(wrap=wrap, reads_rows=True, rows=256, check=check)

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from peftlab.protocols import Calibration, Start
+from peftlab.protocols import Calibration
 from peftlab.starts import _residual
 
 
@@ -48,13 +48,4 @@ def wrap(
     return _residual.wrap(model, config, calibration, make)
 
 
-PLUGIN = Start(
-    reads_rows=True,
-    rows=128,
-    batch_size=2,
-    needs_labels=True,
-    changes_base=True,
-    wrap=wrap,
-    load=_residual.load,
-    share=_residual.share,
-)
+PLUGIN = _residual.start(wrap=wrap, reads_rows=True, rows=128, batch_size=2, needs_labels=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftlab.errors import UserError
-from peftlab.protocols import Start
 from peftlab.starts import _residual
 
 
@@ -30,4 +29,4 @@ def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) 
     return _residual.wrap(model, config, calibration, make)
 
 
-PLUGIN = Start(changes_base=True, wrap=wrap, load=_residual.load, share=_residual.share)
+PLUGIN = _residual.start(wrap=wrap)

@@ -5,7 +5,6 @@ Reads no rows. peft decomposes; `<name>_niter_N` does it by a random subspace it
 
 from __future__ import annotations
 
-from peftlab.protocols import Start
 from peftlab.starts import _residual
 
-PLUGIN = Start(changes_base=True, wrap=_residual.wrap, load=_residual.load, share=_residual.share)
+PLUGIN = _residual.start()

@@ -27,7 +27,8 @@ WORKERS = max(1, min(3, os.cpu_count() or 1))
 
 # Rows of 20 tokens: eager attention is the faster one, and there is next to no padding for buckets to save.
 SHARED = ("model.attn_implementation=eager", "batch.per_device_eval_batch_size=50")
-BUDGET = ("train.max_steps=100", "batch.per_device_train_batch_size=16", "batch.order=shuffled", "data.forgetting=null")
+BUDGET = ("train.max_steps=100", "batch.per_device_train_batch_size=16", "batch.order=shuffled")
+BUDGET += ("data.forgetting=null", "data.retention=null")
 EXPERIMENTS = {
     "full-finetuning/smollm2-135m": ("train.mixed_precision=bf16",),
     "lora/smollm2-135m-r16": (),

@@ -20,6 +20,7 @@ SETTINGS = {
     "data.train_rows": 100,
     "data.test_rows": 50,
     "data.forgetting": None,
+    "data.retention": None,
     "train.num_train_epochs": 5,
     "optim.learning_rate": 1e-3,
     "batch.per_device_train_batch_size": 10,

@@ -192,9 +192,10 @@ def test_weights_of_another_run(trained: tuple[Place, Path, Path]) -> None:
 
 
 def test_a_saved_adapter_of_no_run_is_no_model(trained: tuple[Place, Path, Path]) -> None:
-    """Such as one of another base: nothing says what it belongs on."""
+    """It says itself what it belongs on, here a base that cannot be had."""
     place, _, adapter = trained
     shutil.copytree(adapter, "received")
     config = json.loads(Path("received/adapter_config.json").read_text())
     Path("received/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
-    place.refuses("evaluate", "received", says=("is a saved adapter that belongs to no finished run",))
+    place.refuses("evaluate", "received", says=("which task should", "--task NAME"))
+    place.refuses("evaluate", "received", "--task", "task/toy.yaml", says=("'org/other'", "use a local folder"))

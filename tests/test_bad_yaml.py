@@ -176,10 +176,6 @@ FOREIGN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "output at home": ({"training__output_dir": "~/somewhere"}, ("lies outside the current folder",)),
     "output onto other files": ({"training__output_dir": "task"}, ("files that are not of this run", "toy.yaml")),
     "a tracker that is none": ({"training__report_to": "tensorbord"}, ("tensorbord", "did you mean 'tensorboard'?")),
-    "regression": (
-        {"task_type": "classification", "dataset": {**CLASSES, "num_labels": 1}},
-        ("'dataset.num_labels' = 1 asks for regression",),
-    ),
     "three texts": (
         {"task_type": "classification", "dataset": {**CLASSES, "text_column": ["a", "b", "c"]}},
         ("'dataset.text_column' must name one or two",),

@@ -142,8 +142,9 @@ def test_evaluate_splits_runs_from_settings(
     fake_runs(monkeypatch, calls=calls)
     folder = experiment("lora/r=8")
     assert main(["evaluate", folder, "abcd", "generation.max_new_tokens=5", "--task", "t", "--checkpoint", "50"]) == 0
-    assert [reference for reference, _ in calls] == [folder, "abcd"]
-    assert calls[0][1] == {"task": "t", "checkpoint": "50", "overrides": {"generation.max_new_tokens": 5}}
+    assert [references for references, _ in calls] == [[folder, "abcd"]]
+    asked = {"task": "t", "benchmark": (), "checkpoint": "50"}
+    assert calls[0][1] == {**asked, "overrides": {"generation.max_new_tokens": 5}}
     assert "0.750 +- 0.050" in capsys.readouterr().out
     assert main(["evaluate", "abcd", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["evaluation"]["metrics"]["exact_match"]["mean"] == 0.75
@@ -153,3 +154,6 @@ def test_evaluate_splits_runs_from_settings(
     assert (output.out, output.err.split(";")[0]) == ("", "nothing new was scored")
     assert main(["evaluate", "abcd", "--checkpoint", "first"]) == 2
     assert main(["evaluate", "seed=1"]) == 2
+    assert main(["evaluate", "abcd", "--grader", "numeric"]) == 2
+    assert main(["evaluate", "abcd", "--regrade", "generation.max_new_tokens=5"]) == 2
+    assert main(["evaluate", "abcd", "--regrade", "--benchmark", "glue"]) == 2

@@ -143,6 +143,7 @@ def test_check_without_anything_to_check(place: Path, capsys: pytest.CaptureFixt
 def fake_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = types.ModuleType("peftlab.defaults")
     module.default_adapter = lambda method, model: {"peft_type": method.upper(), "r": 8}
+    module.check_layers = lambda config, model: None
     monkeypatch.setitem(sys.modules, "peftlab.defaults", module)
     monkeypatch.setattr("peftlab.defaults", module, raising=False)
 

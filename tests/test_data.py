@@ -243,6 +243,52 @@ def test_a_draw_may_by_chance_hold_more_of_an_allowed_overlap(tables: dict[str, 
             load(a_task(**parts, allow_overlap=0.1), data_seed=data_seed)
 
 
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
+
+
+def repeated_runs(tables: dict[str, list[dict[str, Any]]], share: float, **sample: Any) -> dict[str, Any]:
+    """A hundred test items of which so many have thirteen words of a training row, and none all of it."""
+    tables["words"] = [{"question": f"{LONG} here", "answer": "1"}]
+    count = int(100 * share)
+    tables["tests"] = [{"question": f"{LONG if n < count else ''} item {n}", "answer": "1"} for n in range(100)]
+    return {
+        "train": {"dataset": "words", "split": "train"},
+        "test": {"dataset": "tests", "split": "test", **sample},
+    }
+
+
+@pytest.mark.parametrize(
+    ("share", "known", "notes"),
+    [
+        (0.01, 0.0, 0),
+        (0.02, 0.0, 1),
+        (0.46, 0.46, 0),
+        (0.47, 0.46, 1),
+    ],
+)
+def test_shared_runs_of_words_are_said_above_what_is_known(
+    share: float, known: float, notes: int, tables: dict[str, list[dict[str, Any]]]
+) -> None:
+    rows = load(a_task(**repeated_runs(tables, share), known_ngram_overlap=known))
+    assert rows.facts["overlap"]["exact"] == 0 and rows.facts["overlap"]["ngram13"] == share
+    assert rows.facts["overlap"]["known_ngram13"] == known
+    assert len(rows.facts["notes"]) == notes
+    if notes:
+        assert f"{int(100 * share)} of 100 test items" in rows.facts["notes"][0]
+
+
+def test_a_draw_may_by_chance_hold_more_shared_runs_than_are_known(tables: dict[str, list[dict[str, Any]]]) -> None:
+    for data_seed in range(20):  # two standard errors of 20 items at 40 % are 22 %
+        rows = load(a_task(**repeated_runs(tables, 0.4, sample=20), known_ngram_overlap=0.4), data_seed=data_seed)
+        assert bool(rows.facts["notes"]) == (rows.facts["overlap"]["ngram13"] > 0.4 + 2 * (0.24 / 20) ** 0.5)
+    assert not load(a_task(**repeated_runs(tables, 0.4, sample=20), known_ngram_overlap=0.4)).facts["notes"]
+
+
+def test_known_leaks_are_notes_of_the_rows() -> None:
+    rows = load(a_task(train=many(), test=many(sample=2), known_leaks=["the test is made of the training rows"]))
+    assert rows.facts["notes"] == ["known leak: the test is made of the training rows"]
+
+
 def test_overlap_is_unknown_without_training_rows() -> None:
     figures = load(a_task(test=many())).facts["overlap"]
     assert figures["exact"] is None and figures["reason"] == "no training rows"
@@ -361,6 +407,7 @@ def test_the_forgetting_text_comes_from_the_mirror_or_from_the_hub_when_asked(
 
 def golden(task: Task, rows: Sequence[Example]) -> None:
     """The worked answers themselves score everything, in every mode, and no stop string cuts one."""
+    assert task.grader is not None
     grader = protocols.find("graders", task.grader.name)
     for mode in task.grader.modes:
         assert all(grader.grade(Prediction(text=row.target), row, mode).score == 1 for row in rows)
@@ -371,6 +418,11 @@ PUBLISHED = {
     "gsm8k": {"train": 7473 - 50, "valid": 50, "test": 1319},
     "mrpc": {"train": 3668, "valid": 408, "test": 1725},
     "openbookqa": {"train": 4957 - 200, "valid": 200, "test": 500},
+    "math_subject": {"train": 7500 - 500, "valid": 500, "test": 5000},
+    "boolq": {"train": 9427 - 200, "valid": 200, "test": 3270},
+    "arc_easy": {"train": 2251 - 200, "valid": 200, "test": 2376},
+    "arc_challenge": {"train": 1119 - 200, "valid": 200, "test": 1172},
+    "commonsense_qa": {"train": 9741 - 200, "valid": 200, "test": 1221},
 }
 
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, TrainerState
 import toy
 from peftlab.config import loading
 from peftlab.config.spec import RunSpec
+from peftlab.config.task import measured_metrics
 from peftlab.config.templates import fill
 from peftlab.errors import UserError
 from peftlab.events import Saved
@@ -235,11 +236,23 @@ def test_the_best_weights(tmp_path: Path) -> None:
     assert spec.train.load_best_model_at_end and spec.train.metric_for_best_model is None
     assert any("loss" in note and "metric" in note for note in spec.notes)
     spec = load(tmp_path, best | {"training.metric_for_best_model": "eval_accuracy"}, base=CLASSES)
-    assert spec.train.metric_for_best_model == "acc"
+    assert spec.train.metric_for_best_model == "acc" and list(spec.task.metrics) == ["acc"]
+    for classes, name in ((2, "f1"), (3, "f1_weighted")):
+        wanted = {"training.metric_for_best_model": "eval_f1", "dataset.num_labels": classes}
+        spec = load(tmp_path, best | wanted, base=CLASSES)
+        assert spec.train.metric_for_best_model == name and list(spec.task.metrics) == [name, "acc"]
     with pytest.raises(UserError, match="load_best_model_at_end' needs validation rows"):
         load(tmp_path, {"training.load_best_model_at_end": True})
     with pytest.raises(UserError, match="load_best_model_at_end' needs a score, and no grader is known"):
         load(tmp_path, best | {"task_name": "poems"})
+
+
+def test_one_label_is_a_regression(tmp_path: Path) -> None:
+    best = {"training.load_best_model_at_end": True, "training.metric_for_best_model": "eval_spearmanr"}
+    changes = {"dataset.num_labels": 1, "dataset.eval_split": "validation", **best}
+    spec = load(tmp_path, changes, base=CLASSES)
+    assert (spec.task.kind, spec.task.labels, spec.task.pair) == ("regress", (), ("one", "two"))
+    assert spec.train.metric_for_best_model == "spearman" and measured_metrics(spec.task)[0] == "mse"
 
 
 def test_classification(tmp_path: Path) -> None:
@@ -399,12 +412,9 @@ def test_the_template_says_what_is_to_be_filled_in(tmp_path: Path) -> None:
     assert loading.load(filled).task.name == "mine"
 
 
-@pytest.mark.parametrize(
-    ("name", "says"), [("code_feedback", "conversations of several turns"), ("glue_cola_qwen", "matthews_correlation")]
-)
-def test_what_cannot_run_yet_is_refused_before_anything_is_loaded(name: str, says: str) -> None:
-    spec = loading.load(CONFIGS / f"{name}.yaml")
-    with pytest.raises(UserError, match=f"cannot run it yet.*{says}"):
+def test_what_cannot_run_yet_is_refused_before_anything_is_loaded() -> None:
+    spec = loading.load(CONFIGS / "code_feedback.yaml")
+    with pytest.raises(UserError, match=r"cannot run it yet.*conversations of several turns"):
         preflight.check(spec)
 
 
@@ -578,6 +588,15 @@ def test_mrpc_on_real_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(losses[-5:]) < sum(losses[:5]) and not record.training["partial"]
     assert record.rows["parts"]["train"]["rows"] == 3668 and record.training["role"] == "best"
     assert (tmp_path / "outputs" / "glue_mrpc" / "adapter_model.safetensors").is_file()
+
+
+@needs_data
+def test_cola_is_scored_by_matthews_correlation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFTLAB_MIRROR", str(MIRROR))
+    spec = loading.load(CONFIGS / "glue_cola_qwen.yaml")
+    assert data.load(spec).facts["overlap"]["valid"]["exact_items"] == 16 and spec.task.allow_overlap == 0.0154
+    assert not spec.unready and spec.train.metric_for_best_model == spec.task.primary_metric == "matthews_correlation"
+    assert measured_metrics(spec.task) == ["acc", "matthews_correlation"]
 
 
 @needs_data

@@ -151,11 +151,11 @@ def test_the_adapter_folder_of_a_run_stands_for_the_run(
     assert completed.key == record.key and len(completed.evaluations) == 2 * len(record.evaluations)
 
 
-def test_an_adapter_of_no_run_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_no_run_needs_a_task(tmp_path: Path) -> None:
     record = run(toy.write_experiment(tmp_path), tmp_path / "results")
     foreign = tmp_path / "downloaded"
     shutil.copytree(RunStore(tmp_path / "results").folder_of(record) / "adapter", foreign)
-    with pytest.raises(UserError, match="belongs to no finished run; such a folder cannot be scored yet"):
+    with pytest.raises(UserError, match=r"which task should '.*downloaded' be scored on"):
         evaluate(str(foreign), tmp_path / "results")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -281,3 +282,45 @@ def test_a_batch_shares_the_limit_of_its_longest_prompt(order: Any, equal: bool,
     assert [one.token_ids for one in found] == [one.token_ids for one in prompts]
     by_row = generation.limited(prompts, settings.model_copy(update={"limits": "row"}), batch, equal_lengths=equal)
     assert by_row == prompts
+
+
+# ------------------------------------------------------------------------------------------------------- decoding
+
+
+def test_no_run_of_tokens_comes_twice_where_it_may_not(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    prompts = prompts_for(built, (12,) * 5)
+
+    def repeated(found: Sequence[Completion]) -> int:
+        """Pairs that end in an answer and stand earlier, in the prompt or the answer."""
+        count = 0
+        for prompt, one in zip(prompts, found, strict=True):
+            ids = [*prompt.token_ids, *(one.token_ids or ())]
+            pairs = list(itertools.pairwise(ids))
+            first = len(prompt.token_ids) - 1
+            count += sum(pair in pairs[:place] for place, pair in enumerate(pairs) if place >= first)
+        return count
+
+    assert repeated(answers(built, prompts, 5)) > 0
+    assert repeated(answers(built, prompts, 5, no_repeat_ngram_size=2)) == 0
+
+
+def test_beams_are_ranked_under_the_length_penalty(tmp_path: Path) -> None:
+    built = built_for(tmp_path)
+    built = replace(built, stop_ids=tuple(range(0, len(built.tokenizer), 3)))  # so that beams end early
+    prompt = prompts_for(built)[0]
+    seen = set()
+    for penalty in (-8.0, 1.0, 8.0):
+        (found,) = answers(built, [prompt], 1, num_beams=4, length_penalty=penalty)
+        ids = torch.tensor([prompt.token_ids])
+        stops = list(built.stop_ids) or None
+        own = built.model.generate(
+            input_ids=ids, max_new_tokens=6, num_beams=4, do_sample=False, length_penalty=penalty,
+            eos_token_id=stops, pad_token_id=built.pad_id,
+        )  # fmt: skip
+        expected = [token for token in own[0, ids.shape[1] :].tolist() if token not in built.stop_ids]
+        assert list(found.token_ids or ()) == expected
+        seen.add(found.token_ids)
+    assert len(seen) > 1
+    with pytest.raises(ValueError, match="length_penalty changes nothing"):
+        GenerationSettings(length_penalty=0.5)

@@ -38,6 +38,9 @@ def prediction_of(output: Any) -> Prediction:
         return Prediction(text=output)
     if isinstance(output, list):
         return Prediction(scores=tuple(float(score) for score in output))
+    if isinstance(output, dict):
+        value = output["value"]
+        return Prediction(value=None if value is None else float(value))
     return Prediction(index=output)
 
 
@@ -59,11 +62,11 @@ def test_every_grader_agrees_with_its_cases(name: str) -> None:
         (case, mode, grade)
         for case in cases
         for mode, grade in graded(case, grader)
-        if grade.score != float(case[mode])
+        if (grade.valid or case[mode] is not None) and grade.score != float(case[mode])
     ]
     assert not wrong
     for mode in grader.modes:
-        assert {case[mode] for case in cases if mode in case} == {True, False}
+        assert {case[mode] for case in cases if mode in case} >= {True, False}
 
 
 @pytest.mark.parametrize("name", protocols.names("graders"))
@@ -289,11 +292,9 @@ def summary_of(predicted: list[int | None], labels: list[int]) -> dict[str, floa
 
 
 def test_summary_of_labels() -> None:
-    # worked by hand: TP 2, FP 1, FN 1 -> precision 2/3, recall 2/3
-    assert summary_of([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == {"baseline_majority_class": 0.6, "f1": pytest.approx(2 / 3)}
-    # TP 1, FP 0, FN 2 (one of them unanswered) -> precision 1, recall 1/3
-    assert summary_of([1, 0, None, 0], [1, 1, 1, 0]) == {"baseline_majority_class": 0.75, "f1": pytest.approx(0.5)}
-    assert summary_of([0, 0], [0, 0]) == {"baseline_majority_class": 1.0, "f1": 0.0}
+    assert summary_of([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == {"baseline_majority_class": 0.6}
+    assert summary_of([1, 0, None, 0], [1, 1, 1, 0]) == {"baseline_majority_class": 0.75}
+    assert summary_of([0, 0], [0, 0]) == {"baseline_majority_class": 1.0}
     assert summary_of([0, 1, 2], [0, 1, 1]) == {"baseline_majority_class": pytest.approx(2 / 3)}
 
 

@@ -209,6 +209,7 @@ def test_a_killed_real_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         "save.save_steps": 2,
         "data.test_rows": 8,
         "data.forgetting": None,
+        "data.retention": None,
         "batch.per_device_train_batch_size": 4,
     }
     try:

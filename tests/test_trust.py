@@ -157,6 +157,36 @@ def test_another_task_keeps_its_own_limits(tmp_path: Path) -> None:
     assert changed.generation.stop == ("9",)
 
 
+def test_a_task_may_ask_in_the_chat_template_and_the_choice_is_in_the_key(tmp_path: Path) -> None:
+    folder = toy.write_experiment(tmp_path)
+    plain = loading.load(folder)
+    change_task(folder, chat_template=True)
+    own = loading.load(folder)
+    said = loading.load(folder, overrides={"generation.chat_template": False})
+    assert (plain.generation.chat_template, own.generation.chat_template) == (False, True)
+    assert own.train_key == plain.train_key
+    assert own.evaluation_key("test", {}) != plain.evaluation_key("test", {}) == said.evaluation_key("test", {})
+    other = str(toy.write_task(tmp_path / "other"))
+    assert not loading.with_evaluation(own, task=other, overrides={}).generation.chat_template
+    asked = {"generation.chat_template": True}
+    assert loading.with_evaluation(own, task=other, overrides=asked).generation.chat_template
+
+
+def test_validation_follows_the_part_that_training_rows_are_taken_from(tmp_path: Path) -> None:
+    folder = toy.write_experiment(tmp_path)
+    rows = str((tmp_path / "task-generate").resolve())
+    drawn = {"dataset": rows, "split": "train", "sample": 4}
+    change_task(folder, valid=drawn)
+    follows = loading.load(folder, overrides={"data.train_split": "part[:9]"}).task
+    assert follows.train is not None and follows.train.split == "part[:9]"
+    assert follows.valid is not None and (follows.valid.split, follows.valid.sample) == ("part", 4)
+    sliced = loading.load(folder, overrides={"data.train_split": "train[:9]"}).task
+    assert sliced.valid is not None and sliced.valid.split == "train"
+    change_task(folder, valid={**drawn, "split": "valid"})
+    apart = loading.load(folder, overrides={"data.train_split": "part"}).task
+    assert apart.valid is not None and apart.valid.split == "valid"
+
+
 def test_a_run_is_not_scored_on_rows_it_was_trained_on(tmp_path: Path) -> None:
     """Neither by drawing the test anew from the same pool, nor through another task over the same rows."""
     rows = tmp_path / "all.jsonl"

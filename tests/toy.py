@@ -139,7 +139,7 @@ def write_task(folder: Path, *, kind: str = "generate", train: int = 40, test: i
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     source = {split: {"dataset": str(folder.resolve()), "split": split} for split in ("train", "valid", "test")}
     task: dict[str, Any] = {"version": 1, "kind": kind, **source}
-    if kind == "classify":
+    if kind in ("classify", "regress"):
         task |= {
             "columns": {"question": "question", "label": "label"},
             "pair": ["question"],
@@ -188,7 +188,7 @@ def write_experiment(
         "batch": {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 5},
         "train": {"max_steps": 6},
         "save": {"save_steps": 2},
-        "data": {"forgetting": None, "max_length": 64},
+        "data": {"forgetting": None, "retention": None, "max_length": 64},
     }
     for group, values in groups.items():
         parameters[group] = {**parameters.get(group, {}), **values} if isinstance(values, dict) else values

@@ -214,3 +214,49 @@ _RULES: Mapping[str, Callable[[Any, Shapes, Mapping[str, Any]], Any]] = {
     "tokens": lambda value, shapes, config: list(shapes.tokens) or None,
     "nothing": lambda value, shapes, config: [] if config.get("target_modules") else value,
 }
+
+
+# ------------------------------------------------------------------------------------- layers that a type does not take
+
+
+def check_layers(config: Mapping[str, Any], model: str | None) -> None:
+    """See that the type takes the layers of a model that writes its linear layers transposed, where it does.
+
+    Args:
+        config: An adapter's config, fitted.
+        model: A model reference; None, or a model that is not at hand: nothing is looked at.
+
+    Raises:
+        UserError: The type refuses them, so that no config with these targets can be trained.
+    """
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    from peftlab.modelling import adapting, models
+
+    found = _model_config(model)
+    if found is None or type(found) not in AutoModelForCausalLM._model_mapping:
+        return
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(found, dtype=torch.float32)
+    if not any(isinstance(module, Conv1D) for module in base.modules()):
+        return
+    try:
+        method = adapting.method_of(config)
+        asked, _ = adapting.adapter_config(config, "causal", max_steps=models.UNKNOWN_BUDGET)
+        with torch.device("meta"), adapting.quiet_peft():
+            (method.wrap or _plain_wrap)(base, asked, lambda one: peft.get_peft_model(base, one))
+    except (UserError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+        if Conv1D.__name__ not in str(error):  # whatever else is wrong shows when it is checked
+            return
+        raise UserError(
+            f"no config can be written for {str(config['peft_type']).lower()} on this model: it takes no "
+            f"{Conv1D.__name__}, which the model's linear layers are",
+            fix="choose another method, or write a config by hand whose target_modules are plain linear layers",
+        ) from error
+
+
+def _plain_wrap(base: Any, config: Any, make: Callable[[Any], Any]) -> Any:
+    return make(config)

@@ -57,10 +57,11 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """An evaluation is finished and stored."""
+    """An evaluation is finished and stored. `of` is what was scored, as the user named it, where several are."""
 
     evaluation: Evaluation
     reused: bool = False
+    of: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,8 +108,9 @@ class Grader:
         metric: Name of the mean of its scores (`exact_match`, `acc`, ...).
         summary: (grades, examples) -> baselines and other figures over the whole set, for the notes; may be empty.
         corpus: (grades, examples) -> the metrics that are no mean of item scores, by name: for each one number an
-            item, whose mean is the metric: jackknife pseudo-values (`graders/_jackknife.py`). It may leave out what these items
-            do not define. A metric that the task names has its direction and is stored; the others stand in the notes.
+            item, whose mean is the metric: jackknife pseudo-values (`graders/_jackknife.py`). It may leave out what
+            these items do not define. A metric that the task names has its direction and is stored; the others stand
+            in the notes.
         corpus_metrics: All names that `corpus` may give.
         check: (modes) -> None. Raises a `UserError` when a mode cannot work here (an extra is not installed); asked
             before anything is loaded.
@@ -151,6 +152,7 @@ class Method:
         save: (model, folder); what peft cannot load comes with `load(base, folder) -> module`.
         schedule: (adapter as declared, steps of the budget) -> values for what its schedule leaves open.
         check_rows: (adapter as declared, token ids of each training row) -> None; raises a `UserError`.
+        verify: (wrapped base, config) -> None. Raises a `UserError` when the library made something else than asked.
         no_checkpointing: Why gradient checkpointing is refused; None: it works.
         note: (adapter as declared, quant.method) -> what the user should know before training, or None.
         rows_alone: Whether a row's output depends on the rows beside it, so that evaluation takes one at a time.
@@ -167,6 +169,7 @@ class Method:
     load: Callable[..., Any] | None = None
     schedule: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
     check_rows: Callable[..., None] | None = None
+    verify: Callable[[Any, Any], None] = lambda model, config: None
     no_checkpointing: str | None = None
     note: Callable[[Mapping[str, Any], str | None], str | None] | None = None
     rows_alone: bool = False
@@ -387,6 +390,8 @@ class Start:
         changes_base: Whether it changes weights of the base.
         check: (adapter as declared, kind, group `calibration`) -> None. Raises a `UserError` for what cannot work;
             asked before anything is loaded.
+        fits: (base model, config) -> None. Raises a `UserError` for layers that it cannot begin on; asked before
+            `wrap`, and on shapes alone.
         unknown_counts: (adapter as declared) -> why parameters cannot be counted beforehand, or None.
         wrap: (base model, config, calibration, make) -> (module, the tensors by name that the base's weights are made
             from again, empty for an untouched base). `make(config)` is peft's own wrapping.
@@ -401,6 +406,7 @@ class Start:
     needs_labels: bool = False
     changes_base: bool = False
     check: Callable[[Mapping[str, Any], str, Any], None] = lambda adapter, kind, calibration: None
+    fits: Callable[[Any, Any], None] = lambda model, config: None
     unknown_counts: Callable[[Mapping[str, Any]], str | None] = lambda adapter: None
     wrap: Callable[..., tuple[Any, Mapping[str, Any]]] = lambda model, config, calibration, make: (make(config), {})
     load: Callable[..., Any] = lambda model, config, tensors, make: make(config)

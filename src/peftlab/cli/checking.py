@@ -119,6 +119,8 @@ def _report_task(checked: task.Task, problems: list[UserError]) -> None:
     for part in task.PARTS:
         source: task.Source | None = getattr(checked, part)
         lines[part] = _rows_text(source) if source else "none"
+    if checked.known_leaks:
+        lines["known leak"] = "\n".join(checked.known_leaks)
     _print(f"task {checked.name}", lines)
 
 
@@ -137,6 +139,7 @@ def _report_run(target: str, spec: RunSpec, problems: list[UserError], *, with_m
     except UserError as error:
         problems.append(error)
     notes = [*spec.notes, *filter(None, [last_batch_note(spec)]), *(f"cannot run yet: {text}" for text in spec.unready)]
+    notes += [f"known leak: {sentence}" for sentence in spec.task.known_leaks]
     if notes:
         lines["note"] = "\n".join(notes)
     _print(target, lines)
@@ -162,7 +165,7 @@ def _look_up(problems: list[UserError], kind: str, name: str, *, where: str) -> 
 
 
 def _look_up_grading(problems: list[UserError], checked: task.Task) -> None:
-    if ":" in checked.grader.name:
+    if checked.grader is not None and ":" in checked.grader.name:
         return
     try:
         task.measured_metrics(checked)
@@ -206,7 +209,7 @@ def _rows_text(source: task.Source) -> str:
     drawn = f", {source.sample} drawn" if source.sample is not None else ""
     fixed = references.is_commit(source.revision) or references.is_local(source.dataset or "")
     pinned = "" if fixed else ", revision not pinned"
-    subset = f" ({source.subset})" if source.subset else ""
+    subset = f" ({', '.join(str(one.subset) for one in source.each())})" if source.subset else ""
     return f"{source.dataset}{subset} {source.split}{drawn}{pinned}"
 
 

@@ -71,4 +71,6 @@ def _adapter(facts: catalogue.MethodFacts, model: str | None) -> dict[str, Any]:
 
     base_method = facts.peft_type.lower() if facts.peft_type else facts.name
     config = {**defaults.default_adapter(base_method, model), **facts.adapter}
-    return defaults.fitted(config, facts.fit, model) if facts.fit else config
+    config = defaults.fitted(config, facts.fit, model) if facts.fit else config
+    defaults.check_layers(config, model)
+    return config

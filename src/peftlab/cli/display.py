@@ -177,7 +177,8 @@ def step_text(step: Step, max_steps: int, pace: Pace) -> str:
 
 def evaluation_text(evaluation: Evaluation) -> str:
     """One evaluation in one line: what was scored, with which weights, and every metric."""
-    rows = f"{evaluation.task} {evaluation.part}" if evaluation.what == "task" else f"text {evaluation.task}"
+    rows = f"text {evaluation.task}" if evaluation.what == "text" else f"{evaluation.task} {evaluation.part}"
+    rows += ", a sample" if evaluation.what == "sample" else ""
     weights = "starting model" if evaluation.checkpoint == "base" else f"step {evaluation.checkpoint}"
     if evaluation.role in ("last", "best"):
         weights += f" ({evaluation.role})"

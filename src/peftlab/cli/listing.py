@@ -6,18 +6,25 @@ import sys
 
 from peftlab import protocols
 from peftlab.cli import catalogue, measured, tables, units
-from peftlab.config import task
+from peftlab.config import benchmarks, task
 
 
 def show(what: str) -> None:
-    """Print one list: `tasks`, `methods`, `graders`, `engines` or `settings`."""
-    {"tasks": _tasks, "methods": _methods, "settings": _settings}.get(what, lambda: _plugins(what))()
+    """Print one list: `tasks`, `benchmarks`, `methods`, `graders`, `engines` or `settings`."""
+    own = {"tasks": _tasks, "benchmarks": _benchmarks, "methods": _methods, "settings": _settings}
+    own.get(what, lambda: _plugins(what))()
 
 
 def _tasks() -> None:
     tasks = [task.load(name) for name in task.available()]
     rows = [(one.name, one.kind, one.primary_metric, one.description) for one in tasks]
     tables.write(("task", "kind", "metric", "what it is"), rows)
+
+
+def _benchmarks() -> None:
+    found = [benchmarks.load(name) for name in benchmarks.available()]
+    rows = [(one.name, ", ".join(one.tasks), "all" if one.rows is None else one.rows, one.description) for one in found]
+    tables.write(("benchmark", "tasks", "rows of each", "what it is"), rows)
 
 
 def _methods() -> None:

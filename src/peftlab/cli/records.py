@@ -13,7 +13,7 @@ from peftlab.cli.running import summary
 from peftlab.errors import UserError
 from peftlab.records.record import Record
 from peftlab.records.store import RunStore
-from peftlab.verdicts.columns import flat
+from peftlab.verdicts.columns import BY_NAME, flat
 
 _COLUMNS = ("experiment", "task", "seed", "status", "category", "metric", "score", "start", "training", "key")
 _KEY_CHARACTERS = 12
@@ -39,8 +39,17 @@ def list_all(folder: str, *, task: str | None, where: str | None = None, stale: 
         passing = " that pass the filter" if where is not None else ""
         typer.echo(f"no {'stale ' if stale else ''}runs{passing} in {folder}", err=True)
         return
-    columns = (*_COLUMNS, "made with") if stale else _COLUMNS
-    rows = [(*_row(record, task), *([", ".join(changes[record.key])] if stale else [])) for record in records]
+    kept = {record.key: BY_NAME["retention"].pick(record) for record in records}
+    measured = any(value is not None for value in kept.values())  # a column of nothing tells nothing
+    columns = (*_COLUMNS, *(["retention"] * measured), *(["made with"] * stale))
+    rows = [
+        (
+            *_row(record, task),
+            *([units.number(kept[record.key])] * measured),
+            *([", ".join(changes[record.key])] if stale else []),
+        )
+        for record in records
+    ]
     tables.write(columns, rows)
 
 

@@ -96,9 +96,9 @@ def results_export(
     Examples:
       peftlab results export --format s0 --to exchange
       peftlab results export --format s0 3f2a91 --to exchange
+      peftlab results export --format s3 3f2a91 --to exchange
 
-    Writes <DIR>/results/, temporary_results/ and cancelled_results/, named as that system names them. A file that is
-    there with other content is never replaced.
+    Writes files below <DIR>, named as that system names them. One that is there with other content is never replaced.
     """
     from peftlab.cli import exchanging
 
@@ -112,11 +112,12 @@ def results_import(
     dialect: Format = "s0",
     folder: ResultsOrParents = None,
 ) -> None:
-    """Read result files of another system in as runs: they have scores, but nothing that they could be paired by.
+    """Read result files of another system in as runs: files of s0 have scores alone, files of s3 every answer.
 
     \b
     Examples:
       peftlab results import method_comparison/MetaMathQA/results/*.json
+      peftlab results import --format s3 checkpoint-500/output_boolq_eval.jsonl
       peftlab results import --results elsewhere old.json
 
     Writes one record per file, or none when a file is damaged. A file that was imported before is not taken twice.

@@ -1,17 +1,17 @@
-"""`peftlab run` and `peftlab evaluate`: start the work, draw its events, print its result."""
+"""`peftlab run`: start the work, draw its events, print its result."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
 from peftlab.cli import arguments, display, repeating, scores, tables, units
-from peftlab.errors import UserError
-from peftlab.events import Evaluated, Finished
+from peftlab.events import Finished
 from peftlab.records.record import Evaluation, Record, to_json
 from peftlab.records.store import RunStore
 
@@ -38,7 +38,7 @@ def run(
     bucket: str | None = None,
 ) -> None:
     """Train and score one experiment, then print its record or a summary of it."""
-    _set_up_logging(verbose)
+    set_up_logging(verbose)
     spec = arguments.load_spec(path, arguments.parse(settings), dialect)
     from peftlab.job import runs, uploading
 
@@ -59,46 +59,6 @@ def run(
         tables.write_pairs(summary(finished[-1].record, store))
 
 
-def evaluate(
-    words: Sequence[str], *, task: str | None, checkpoint: str | None, folder: str, as_json: bool, verbose: bool
-) -> None:
-    """Score finished runs or bare models again, then print the evaluations."""
-    _set_up_logging(verbose)
-    references, settings = arguments.split(words)
-    if not references:
-        raise UserError("no run is named", fix="give a record's path, a key prefix, an experiment folder or a model")
-    if checkpoint is not None and checkpoint not in ("last", "best") and not checkpoint.isdigit():
-        raise UserError(
-            f"--checkpoint {checkpoint}: no such checkpoint", fix="give last, best, or the number of a step"
-        )
-    overrides = arguments.parse(settings)
-    from peftlab.job import evaluating
-
-    found: list[tuple[str, Evaluated]] = []
-    for reference in references:
-        events = evaluating.evaluate(reference, RunStore(folder), task=task, checkpoint=checkpoint, overrides=overrides)
-        drawn = display.draw(events, verbose=verbose)
-        found += [(reference, event) for event in drawn if isinstance(event, Evaluated)]
-    _print_evaluations(found, as_json=as_json)
-
-
-def _print_evaluations(found: Sequence[tuple[str, Evaluated]], *, as_json: bool) -> None:
-    if as_json:
-        tables.write_json(
-            [{"run": run, "evaluation": event.evaluation.model_dump(mode="python")} for run, event in found]
-        )
-        return
-    if not found:
-        typer.echo("nothing new was scored; `peftlab results show RUN` prints what is stored", err=True)
-        return
-    rows = [
-        (run, scored.task, scored.part, str(scored.checkpoint), name, scores.text(metric), metric.n)
-        for run, scored in ((run, event.evaluation) for run, event in found)
-        for name, metric in scored.metrics.items()
-    ]
-    tables.write(("run", "task", "part", "step", "metric", "score", "items"), rows)
-
-
 def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     """What a run came to, as `name  value` pairs; what was not measured says why."""
     cost = record.cost
@@ -114,9 +74,13 @@ def summary(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     lines["adapter"] = units.size(cost.adapter_bytes)
     if cost.unknown:
         lines["not known"] = "\n".join(f"{name}: {reason}" for name, reason in cost.unknown.items())
+    if record.rows.get("notes"):
+        lines["note"] = "\n".join(record.rows["notes"])
     lines["record"] = str(store.path_of(record))
     if record.imported_from is not None:
-        lines["imported from"] = f"{record.imported_from}: its scores alone"
+        answers = any(found.folder is not None for found in record.evaluations)
+        what = "its answers, graded here" if answers else "its scores alone"
+        lines["imported from"] = f"{record.imported_from}: {what}"
     elif record.category == "test" and record.status == "finished":
         again = repeating.command(record)
         lines["category test"] = f"not run on the main branch of a git work tree; there: {again} --rerun"
@@ -131,7 +95,19 @@ def _scores(record: Record, store: RunStore) -> dict[str, tables.Cell]:
     if text:
         before = f"\nstart: {_metrics_text(record, text_start, store)}" if text_start else ""
         lines["general text"] = _metrics_text(record, text, store) + before
+    retention: Mapping[str, Any] = record.training.get("retention") or {}
+    if retention.get("tasks"):
+        lines["general suite"] = _retention_text(retention)
     return lines
+
+
+def _retention_text(kept: Mapping[str, Any]) -> str:
+    """The change on the general suite, then each task with its score before; what was not measured says why."""
+    change, count = kept["change"], len(kept["tasks"])
+    lines = [] if change is None else [f"{kept['benchmark']}: change {change:+.4f}, mean over {count} tasks"]
+    for task, one in kept["tasks"].items():
+        lines.append(f"{one['metric']} {units.number(one['after'])} on {task} (start {units.number(one['before'])})")
+    return "\n".join([*lines, *([f"left out: {kept['reason']}"] if kept["reason"] else [])])
 
 
 def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> str:
@@ -148,7 +124,7 @@ def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> st
     return "\n".join(lines)
 
 
-def _set_up_logging(verbose: bool) -> None:
+def set_up_logging(verbose: bool) -> None:
     """peftlab's messages go to stderr; other packages keep their own settings."""
     logger = logging.getLogger("peftlab")
     if not logger.handlers:

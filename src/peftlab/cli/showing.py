@@ -134,7 +134,8 @@ def _read(spec: RunSpec) -> data.Rows:
 
 def _facts(rows: data.Rows) -> dict[str, Any]:
     parts = {name: part["rows"] for name, part in rows.facts["parts"].items()}
-    return {"parts": parts, "partial": list(rows.facts["partial"]), "overlap": dict(rows.facts["overlap"])}
+    facts = {"overlap": dict(rows.facts["overlap"]), "notes": list(rows.facts["notes"])}
+    return {"parts": parts, "partial": list(rows.facts["partial"]), **facts}
 
 
 def as_text(tokenizer: Any, row: TokenRow) -> Shown:
@@ -197,6 +198,8 @@ def _pairs(found: Mapping[str, Any]) -> dict[str, tables.Cell]:
     pairs["test rows in training"] = _overlap_text(overlap, found["parts"].get("test", 0))
     if "valid" in found["parts"]:
         pairs["validation rows in training"] = _overlap_text(overlap["valid"], found["parts"]["valid"])
+    if found["notes"]:
+        pairs["note"] = "\n".join(found["notes"])
     return pairs
 
 

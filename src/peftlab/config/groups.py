@@ -221,6 +221,10 @@ class GenerationSettings(Settings):
     top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
     top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
     num_beams: int = setting(1, "beams", key="eval", gt=0)
+    length_penalty: float = setting(1.0, "of beams: above 1 favours longer answers, below 1 shorter ones", key="eval")
+    no_repeat_ngram_size: int = setting(
+        0, "so many tokens in a row never come twice in prompt and answer; 0: off", key="eval", ge=0
+    )
     limits: Literal["row", "batch"] = setting(
         "row", "max_length counts each row's own prompt, or the longest prompt of its batch", key="eval"
     )
@@ -234,6 +238,8 @@ class GenerationSettings(Settings):
     def _possible(self) -> GenerationSettings:
         if not self.do_sample and (self.temperature, self.top_p, self.top_k) != (1.0, 1.0, 0):
             raise ValueError("temperature, top_p and top_k change nothing without do_sample=true")
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            raise ValueError("length_penalty changes nothing without num_beams above 1")
         if "" in self.stop:
             raise ValueError("'stop' holds an empty string, which would end every answer at once")
         return self
@@ -258,6 +264,9 @@ class DataSettings(Settings):
     test_rows: int | float | None = setting(None, "the same for the test", key="none")
     allow_overlap: float | None = setting(None, "share of test items allowed in training; null: the task's", key="none")
     forgetting: str | None = setting("wikitext2", "held-out general text; null: not measured", key="eval")
+    retention: str | None = setting(
+        "general", "benchmark of few rows, scored before and after training; null: not measured", key="none"
+    )
 
 
 GROUPS: Mapping[str, type[Settings]] = {

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config.folders import read
-from peftlab.config.groups import BUDGETS, GROUPS, GenerationSettings
+from peftlab.config.groups import BUDGETS, GROUPS, DataSettings, GenerationSettings
 from peftlab.config.settings import validated
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import Source, Task, task_of
+from peftlab.config.task import DEFAULTS_OF_GENERATION, Source, Task, task_of
 from peftlab.config.task import load as load_task
 from peftlab.config.templates import template_fields
 from peftlab.errors import UserError, nearest
@@ -186,6 +186,8 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     if task is not None:  # another task has its own limits and rows
         defaults = GenerationSettings()
         plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
+        if spec.task.chat_template is not None:
+            plain["generation"]["chat_template"] = defaults.chat_template
         rows = dict.fromkeys(("train_split", "max_characters", "train_rows", "valid_rows", "test_rows"))
         plain["data"].update(rows, prompt=None)
     for key, value in overrides.items():
@@ -212,6 +214,12 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
         groups["generation"] = _task_limits(groups["generation"], given, resolved)
     fields = {name: getattr(spec, name) for name in RunSpec.model_fields}
     return validated(RunSpec, {**fields, **groups, "task": resolved}, where="command line")
+
+
+def for_sample(spec: RunSpec, task: Task) -> RunSpec:
+    """The spec under which a run is scored on a benchmark's sample: the same for all runs but for model and batch."""
+    generation = _task_limits(GenerationSettings(), {}, task)
+    return spec.model_copy(update={"task": task, "data": DataSettings(), "generation": generation})
 
 
 _TRAINING_ROWS = ("data.train_split", "data.max_characters", "data.train_rows", "data.valid_rows")
@@ -328,6 +336,7 @@ def _with_data(task: Task, data: Any) -> Task:
         changes[part] = validated(type(source), {**source.model_dump(), "sample": rows}, where=place, fix=_LISTED)
     if data.train_split is not None or data.max_characters is not None:
         changes["train"] = _trained_on(changes.get("train", task.train), data, task.name)
+        changes |= _follows(changes.get("valid", task.valid), task.train, changes["train"])
     if data.prompt is not None:
         changes["prompt"] = data.prompt
         if task.reference in template_fields(data.prompt):
@@ -347,19 +356,28 @@ def _trained_on(train: Source | None, data: Any, task_name: str) -> Source:
         raise UserError(f"data.{name}: task '{task_name}' has no train part", fix="remove the setting")
     changes: dict[str, Any] = {}
     if data.train_split is not None:
-        changes["split"] = data.train_split
+        changes.update(split=data.train_split, partial=False)  # a mirror says itself what is a part
     if data.max_characters is not None:
         changes["max_characters"] = data.max_characters or None
     place = f"data.train_split = {json.dumps(data.train_split)}"
     return validated(Source, {**train.model_dump(), **changes}, where=place, fix=_LISTED)
 
 
+def _follows(valid: Source | None, before: Source | None, after: Source) -> dict[str, Source]:
+    """Validation that is drawn from the whole training split is drawn from the one that stands in its place.
+
+    A slice changes what is trained on only: validation is drawn from the whole split, as before.
+    """
+    if valid is None or before is None or valid.pool != before.pool or after.split_name == before.split_name:
+        return {}
+    if valid.sample is None or valid.split != valid.split_name:
+        return {}
+    return {"valid": valid.model_copy(update={"split": after.split_name})}
+
+
 def _task_limits(generation: Any, given: Mapping[str, Any], task: Task) -> GenerationSettings:
-    """The task's own limit and stop strings stand in the default's place, not in the user's."""
-    update: dict[str, Any] = {}
-    if "max_new_tokens" not in given and task.max_new_tokens is not None:
-        update["max_new_tokens"] = task.max_new_tokens
-    if "stop" not in given and task.stop:
-        update["stop"] = task.stop
+    """The task's own limit, stop strings and way of asking stand in the default's place, not in the user's."""
+    own = {name: getattr(task, name) for name in DEFAULTS_OF_GENERATION}
+    update = {name: value for name, value in own.items() if name not in given and value not in (None, ())}
     resolved: GenerationSettings = generation.model_copy(update=update)
     return resolved

@@ -26,9 +26,9 @@ from peftlab.config.groups import (
     TrainSettings,
 )
 from peftlab.config.settings import Settings, declared, setting
-from peftlab.config.task import Part, Task
+from peftlab.config.task import Part, Task, graded_by
 from peftlab.digest import digest
-from peftlab.protocols import find
+from peftlab.protocols import names
 
 PROTOCOL = 1
 """Raised only when the meaning of a run changes; it is part of every key."""
@@ -69,7 +69,7 @@ class RunSpec(Settings):
             raise ValueError(f"train.eval_steps is set, but task '{self.task.name}' has no validation rows")
         if self.generation.chat_template and self.task.kind != "generate":
             raise ValueError(f"generation.chat_template is set, but task '{self.task.name}' generates nothing")
-        if self.generation.few_shot and self.task.kind == "classify":
+        if self.generation.few_shot and (self.task.has_head or self.task.kind == "text"):
             raise ValueError(f"generation.few_shot is set, but task '{self.task.name}' shows no prompt")
         return self
 
@@ -98,14 +98,10 @@ class RunSpec(Settings):
         if self.train.steered:
             identity["steering"] = {
                 "evaluation": self._evaluation("valid"),
-                "grader": {**self.task.grader.model_dump(mode="json"), "version": self._grader_version()},
+                "grader": graded_by(self.task),
                 "metrics": list(self.task.metrics.items()),
             }
         return identity
-
-    def _grader_version(self) -> int:
-        version: int = find("graders", self.task.grader.name, where=f"task '{self.task.name}'").version
-        return version
 
     @property
     def train_key(self) -> str:
@@ -165,8 +161,8 @@ class RunSpec(Settings):
 def method_name(adapter: Mapping[str, Any] | None) -> str:
     """`full`, or the peft type in lower case followed by its variants.
 
-    A variant shows in the config itself: `use_<variant>: true`, a non-empty `<variant>_config`, or a string as the
-    way of initialising. So a variant that is new in peft gets its name without code here.
+    A variant shows in the config itself: `use_<variant>: true` or options, a `<variant>_config`, or a string as the way
+    of initialising. So a variant that is new in peft gets its name without code here.
     """
     if adapter is None:
         return "full"
@@ -174,13 +170,19 @@ def method_name(adapter: Mapping[str, Any] | None) -> str:
 
 
 def variants_of(adapter: Mapping[str, Any]) -> list[str]:
-    """The variants that an adapter's config shows, each once, in the order of the alphabet."""
+    """The variants that an adapter's config shows, each once, in the order of the alphabet.
+
+    Empty options are the defaults of a variant. Not those of a start: that is asked for by its text, and peft writes
+    `{}` where it was not.
+    """
     variants = set()
     for key, value in adapter.items():
-        if key.startswith("use_") and value is True:
+        if key.startswith("use_") and (value is True or isinstance(value, Mapping)):
             variants.add(key.removeprefix("use_"))
         elif key.startswith("init_") and isinstance(value, str):
             variants.add(value)
-        elif key.endswith("_config") and value:
-            variants.add(key.removesuffix("_config"))
+        elif key.endswith("_config") and (value or value == {}):
+            name = key.removesuffix("_config")
+            if value or name not in names("starts"):
+                variants.add(name)
     return sorted(variants)

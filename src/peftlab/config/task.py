@@ -6,6 +6,7 @@ Reading data sets is `data.py`'s work.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,8 +28,29 @@ CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 """Endings of files with rows: JSON Lines, the same compressed, one JSON list, CSV with a header, or Parquet."""
 Row = Mapping[str, Any]
+_SHARED_CODE = re.compile(r"^from peftlab\.tasks\.(_\w+) import ", re.MULTILINE)
+"""How the code of a task takes what several tasks share; a test holds it to this form."""
+DEFAULTS_OF_GENERATION = ("max_new_tokens", "stop", "chat_template")
+"""Fields of a task that stand in for the default of the setting of that name, whose value is in the key."""
 Names = Annotated[tuple[str, ...], Strict(False)]
 """A list in YAML, a tuple here."""
+TEXT_METRICS: Mapping[str, Literal["higher", "lower"]] = {
+    "loss": "lower",
+    "perplexity": "lower",
+    "token_accuracy": "higher",
+    "bits_per_byte": "lower",
+}
+"""What can be measured of plain text (kind: text), and which is better; it needs no grader."""
+
+
+_ONLY_FOR: Mapping[str, tuple[str, ...]] = {
+    "choices": ("choose",),
+    "pair": ("classify", "regress"),
+    "labels": ("classify",),
+    "join": ("text",),
+    "chat_template": ("generate",),
+}
+"""Fields that say nothing of other kinds of task."""
 
 
 class Source(Settings):
@@ -40,7 +62,7 @@ class Source(Settings):
     options: dict[str, Any] = setting({}, "options of the generator")
     seed: int | None = setting(None, "the generator's seed")
     size: int | None = setting(None, "rows to generate", gt=0)
-    subset: str | None = setting(None, "the data set's config name")
+    subset: str | Names | None = setting(None, "the data set's config name, or several, whose rows are joined in order")
     revision: str | None = setting(None, "commit of the data set")
     split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
     max_characters: int | None = setting(
@@ -50,6 +72,7 @@ class Source(Settings):
     sample_by: Literal["rank", "numpy"] = setting(
         "rank", "how they are drawn: by rank, in file order; or the first of numpy's legacy shuffle, as they come"
     )
+    partial: bool = setting(False, "whether these rows are only a part of those that they stand for", key="none")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -68,6 +91,8 @@ class Source(Settings):
         if given:
             kind = "generator" if self.generator else "local file or folder" if "subset" in foreign else "dataset"
             raise ValueError(f"{', '.join(given)} has no meaning for a {kind}")
+        if self.subset == ():
+            raise ValueError("'subset' is an empty list")
         if self.sample is not None and self.sample <= 0:
             raise ValueError("'sample' must be above 0")
         if isinstance(self.sample, float) and self.sample >= 1:
@@ -75,6 +100,12 @@ class Source(Settings):
         if self.sample_by != "rank" and self.sample is None:
             raise ValueError("'sample_by' says how 'sample' is drawn, which is not given")
         return self
+
+    def each(self) -> list[Source]:
+        """One source for every subset that is named."""
+        if not isinstance(self.subset, tuple):
+            return [self]
+        return [self.model_copy(update={"subset": name}) for name in self.subset]
 
     @property
     def pool(self) -> str:
@@ -111,7 +142,7 @@ class Task(Settings):
 
     name: str = setting(..., "the file's stem", key="none")
     version: Literal[1] = setting(..., "version of the task file format", key="none")
-    kind: Literal["generate", "choose", "classify"] = setting(..., "how it is trained and scored")
+    kind: Literal["generate", "choose", "classify", "regress", "text"] = setting(..., "how it is trained and scored")
     description: str = setting("", "one sentence", key="none")
     citation: str = setting("", "paper or source", key="none")
     licence: str = setting("", "licence of the data", key="none")
@@ -123,30 +154,49 @@ class Task(Settings):
     target: str = setting("", "template of what is to be written after the prompt")
     reference: str = setting("answer", "column that the grader compares with", key="eval")
     choices: str = setting("", "column that holds the choices (kind: choose)", key="eval")
-    pair: tuple[str, ...] = setting((), "one or two text columns (kind: classify)", strict=False)
+    pair: tuple[str, ...] = setting((), "one or two text columns (kinds: classify, regress)", strict=False)
     labels: tuple[str, ...] = setting((), "names of the classes, by label number (kind: classify)", strict=False)
+    join: str | None = setting(None, "what stands between rows that are one text (kind: text); null: each is its own")
+    cluster: str | None = setting(None, "column of the data whose value items of one source share", key="none")
     separator: str = setting("\n\n", "text between few-shot examples", key="eval")
     stop: tuple[str, ...] = setting((), "strings that end a generated answer", key="eval", strict=False)
     max_new_tokens: int | None = setting(None, "this task's own generation limit", key="eval", gt=0)
-    grader: GraderChoice = setting(..., "grader and modes", key="none")
+    chat_template: bool | None = setting(None, "this task's own generation.chat_template", key="eval")
+    grader: GraderChoice | None = setting(None, "grader and modes; none for kind: text", key="none")
     metrics: dict[str, Literal["higher", "lower"]] = setting(..., "metric: direction; the first is primary", key="none")
     allow_overlap: float = setting(0.01, "share of test items that may stand in the training rows", key="none", ge=0)
+    known_ngram_overlap: float = setting(
+        0.0,
+        "share of test items known to share 13 words with training rows; above it a warning",
+        key="none",
+        ge=0,
+        le=1,
+    )
+    known_leaks: tuple[str, ...] = setting((), "sentences that name a known leak", key="none", strict=False)
     convert: str | None = setting(None, "digest of the same-stem .py, filled in by `load`", baseline=None)
 
     @model_validator(mode="after")
     def _complete(self) -> Task:
         needed = {
-            "generate": ("prompt", "target"),
-            "choose": ("prompt", "target", "choices"),
-            "classify": ("pair", "labels"),
+            "generate": ("prompt", "target", "grader"),
+            "choose": ("prompt", "target", "choices", "grader"),
+            "classify": ("pair", "labels", "grader"),
+            "regress": ("pair", "grader"),
+            "text": ("target",),
         }
         missing = [name for name in needed[self.kind] if not getattr(self, name)]
         if missing:
             raise ValueError(f"kind '{self.kind}' needs {', '.join(missing)}")
         if len(self.pair) > 2:
             raise ValueError("'pair' names one or two columns")
-        if self.choices and self.kind != "choose":
-            raise ValueError("'choices' belongs to kind 'choose'")
+        for name, kinds in _ONLY_FOR.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
+                raise ValueError(f"'{name}' belongs to kind '{kinds[0]}'")
+        if self.kind == "text" and (self.prompt or self.grader):
+            raise ValueError("kind 'text' takes neither 'prompt' nor 'grader': all of 'target' is learnt and scored")
+        for name, direction in self.metrics.items() if self.kind == "text" else ():
+            if TEXT_METRICS.get(name, direction) != direction:
+                raise ValueError(f"'metrics': of {name} the {TEXT_METRICS[name]} is the better")
         for name in ("prompt", "target"):
             known = {*self.columns, "choice"} if name == "target" and self.choices else set(self.columns)
             for column in template_fields(getattr(self, name)):
@@ -154,14 +204,15 @@ class Task(Settings):
                     raise ValueError(
                         f"'{name}' uses {{{column}}}, which is not among 'columns': {sorted(self.columns)}"
                     )
-        for column in (self.reference, self.choices, *self.pair):
+        for column in ("" if self.kind == "text" else self.reference, self.choices, *self.pair):
             if column and column not in self.columns:
                 raise ValueError(
                     f"'{column}' (reference, choices, pair) is not among 'columns': {sorted(self.columns)}"
                 )
         for name, needs in (("prompt", "a column"), ("target", "{choice}" if self.choices else "a column")):
             used = template_fields(getattr(self, name))
-            if self.kind != "classify" and (not used or (needs == "{choice}" and "choice" not in used)):
+            shown = not self.has_head and (name == "target" or self.kind != "text")
+            if shown and (not used or (needs == "{choice}" and "choice" not in used)):
                 raise ValueError(f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row")
         if "" in self.stop:
             raise ValueError("'stop' holds an empty string, which would end every answer at once")
@@ -174,11 +225,16 @@ class Task(Settings):
         """The metric named first."""
         return next(iter(self.metrics))
 
+    @property
+    def has_head(self) -> bool:
+        """Whether a new head of the model answers, and not its words."""
+        return self.kind in ("classify", "regress")
+
     def identity(self) -> dict[str, Any]:
         """What of the task can change trained weights: prompt, columns, sources that training rows depend on."""
         plain = declared(self, "train")
         plain.pop("train", None)
-        if self.kind != "generate":  # here the reference is what is learnt, not only what is graded
+        if self.kind not in ("generate", "text"):  # here the reference is what is learnt, not only what is graded
             plain["learnt"] = [self.reference, self.choices]
         if self.train is not None:
             plain["train"] = self.train.identity()
@@ -204,8 +260,9 @@ class Task(Settings):
             "prompt": self.prompt,
             "target": self.target,
             **({"pair": list(self.pair)} if self.pair else {}),
+            **({"join": self.join} if self.join is not None else {}),
             **({"convert": self.convert} if self.convert else {}),
-            **{name: value for name, value in fields.items() if name not in ("max_new_tokens", "stop")},
+            **{name: value for name, value in fields.items() if name not in DEFAULTS_OF_GENERATION},
         }
 
 
@@ -237,8 +294,20 @@ def load(name: str) -> Task:
                 f"{code} would run as part of the task; only tasks that peftlab brings may have code",
                 fix="write the rows to a file in the shape that the YAML describes, and remove the .py",
             )
-        data["convert"] = digest(code.read_text(encoding="utf-8"))
+        texts = _code(code)
+        data["convert"] = digest(texts if len(texts) > 1 else texts[0])
     return task_of({"name": path.stem, **data}, where=str(path))
+
+
+def _code(path: Path) -> list[str]:
+    """The text of a task's code, and of every module in the folder of tasks that it imports, directly or not."""
+    texts, seen = [path.read_text(encoding="utf-8")], set()
+    for text in texts:  # grows as modules are found
+        for name in _SHARED_CODE.findall(text):
+            if name not in seen:
+                seen.add(name)
+                texts.append((TASK_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+    return texts
 
 
 def task_of(data: Mapping[str, Any], *, where: str) -> Task:
@@ -248,22 +317,37 @@ def task_of(data: Mapping[str, Any], *, where: str) -> Task:
 
 
 def measured_metrics(task: Task) -> list[str]:
-    """The metrics that the task's grader measures under the task's modes.
+    """The metrics that are measured: those of the grader's modes, and those over all items that the task names.
 
     Raises:
         UserError: An unknown grader, a mode that it has not, or a metric in 'metrics' that it does not measure.
     """
     where = f"task '{task.name}'"
+    if task.grader is None:
+        _only_measured(task, list(TEXT_METRICS))
+        return list(task.metrics)
     grader: Grader = find("graders", task.grader.name, where=where)
     modes = task.grader.modes or grader.modes
     for mode in modes:
         if mode not in grader.modes:
             raise unknown_name(f"mode of {task.grader.name}", mode, grader.modes, where=where)
     measured = [metric_name(grader, mode) for mode in modes]
+    _only_measured(task, [*measured, *grader.corpus_metrics])
+    return [*measured, *(name for name in grader.corpus_metrics if name in task.metrics)]
+
+
+def _only_measured(task: Task, measured: list[str]) -> None:
     for name in task.metrics:
         if name not in measured:
-            raise unknown_name("metric", name, measured, where=where)
-    return measured
+            raise unknown_name("metric", name, measured, where=f"task '{task.name}'")
+
+
+def graded_by(task: Task) -> dict[str, Any] | None:
+    """The grader as a record names it, with its version; None for a task that needs none."""
+    if task.grader is None:
+        return None
+    found: Grader = find("graders", task.grader.name, where=f"task '{task.name}'")
+    return {**task.grader.model_dump(mode="json"), "version": found.version}
 
 
 def local_file(source: Source) -> Path | None:

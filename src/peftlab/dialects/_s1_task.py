@@ -12,11 +12,25 @@ from peftlab.dialects._s1_sections import Reading
 MOVED = {"glue": "nyu-mll/glue", "gsm8k": "openai/gsm8k"}
 """Data sets by the short names that the hub has given up."""
 
+REPEATED = {("nyu-mll/glue", "cola"): 0.0154}
+"""Shares of published test rows that stand in their own training rows, as the tasks of the same data allow."""
+
 GRADED = {"metamath": ("s0",), "gsm8k": ("strict", "flexible")}
 """Words in a task's name that say what its answers are, with modes of the grader `numeric`.
 
 Of MetaMathQA's answers many are no numbers, which only the mode `s0` compares, as text.
 """
+
+METRICS = {
+    "accuracy": "acc",
+    "mcc": "matthews_correlation",
+    "matthews": "matthews_correlation",
+    "spearmanr": "spearman",
+}
+"""Metrics by the names that are usual there."""
+
+OVER_ALL_ITEMS = ("matthews_correlation", "f1", "precision", "recall")
+"""Metrics of classes that are measured where the file goes by them; of three classes and more, weighted."""
 
 MAX_NEW_TOKENS = 512
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -26,6 +40,14 @@ _ONE_ROW = re.compile(r"(.+)\[(\d+)\]")
 def graded_by(task_name: str) -> tuple[str, ...]:
     """The modes for the answers of a task of this name; none where it says nothing."""
     return next((modes for word, modes in GRADED.items() if word in task_name.lower()), ())
+
+
+def metric_named(reading: Reading) -> str:
+    """Our name of the metric that the file goes by; `loss` where it goes by none."""
+    name = reading.file.training.metric_for_best_model.removeprefix("eval_")
+    name = METRICS.get(name, name)
+    weighted = name in ("f1", "precision", "recall") and reading.file.dataset.num_labels > 2
+    return f"{name}_weighted" if weighted else name
 
 
 def task_of(reading: Reading) -> dict[str, Any]:
@@ -40,7 +62,9 @@ def task_of(reading: Reading) -> dict[str, Any]:
             "task_name", f"= {name[:80]!r} cannot name a result", "use letters, digits and . _ + = - only"
         )
     rows = _classification(reading) if reading.classifies else _generation(reading)
-    return {"name": name, "version": 1, **_sources(reading), **rows}
+    sources = _sources(reading)
+    repeated = REPEATED.get((sources["train"]["dataset"], sources["train"].get("subset", "")))
+    return {"name": name, "version": 1, **sources, **rows, **({"allow_overlap": repeated} if repeated else {})}
 
 
 def _sources(reading: Reading) -> dict[str, Any]:
@@ -80,16 +104,23 @@ def _classification(reading: Reading) -> dict[str, Any]:
         raise reading.error("dataset.text_column", "must name one or two columns of text", "name them")
     if not dataset.label_column:
         raise reading.error("dataset.label_column", "is required", "name the column with the class")
-    if dataset.num_labels < 2:
-        raise reading.error("dataset.num_labels", "= 1 asks for regression, which is not here yet", "give 2 or more")
-    return {
-        "kind": "classify",
+    rows = {
         "columns": {column: column for column in (*texts, dataset.label_column)},
         "pair": texts,
-        "labels": [str(number) for number in range(dataset.num_labels)],
         "reference": dataset.label_column,
+    }
+    if dataset.num_labels == 1:
+        metrics = {"pearson": "higher", "spearman": "higher", "mse": "lower"}
+        return {"kind": "regress", **rows, "grader": {"name": "correlation"}, "metrics": metrics}
+    named = metric_named(reading)
+    own = {named: "higher"} if named.removesuffix("_weighted") in OVER_ALL_ITEMS else {}
+    labels = [str(number) for number in range(dataset.num_labels)]
+    return {
+        "kind": "classify",
+        **rows,
+        "labels": labels,
         "grader": {"name": "label"},
-        "metrics": {"acc": "higher"},
+        "metrics": own | {"acc": "higher"},
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from peftlab.config.groups import GROUPS
 from peftlab.config.settings import validated
 from peftlab.dialects._s1_sections import IDLE, OPTIMIZERS, File, Reading, given
-from peftlab.dialects._s1_task import graded_by, task_of
+from peftlab.dialects._s1_task import graded_by, metric_named, task_of
 from peftlab.errors import UserError, unknown_name
 from peftlab.protocols import Dialect, Foreign, Native
 
@@ -28,8 +28,6 @@ METHODS = {
 VARIANTS = ("lora", "dora", "rslora", "qalora")
 STARTS = ("gaussian", "orthogonal", "olora", "pissa", "corda", "eva", "lora_ga")
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
-METRICS = {"accuracy": "acc", "mcc": "matthews_correlation", "matthews": "matthews_correlation"}
-UNMEASURED = ("matthews_correlation",)
 
 CONVERSATIONS = ("m-a-p/code-feedback",)
 """Data sets whose rows are lists of messages, which no template over columns fits."""
@@ -105,19 +103,14 @@ def to_native(found: Foreign) -> Native:
     if idle:
         reading.notes.append(f"without effect here: {', '.join(idle)}")
     parameters = {"task": task, "seed": file.training.seed, **groups}
-    unready = _unready(reading, groups["train"])
+    unready = _unready(reading)
     return Native(parameters=parameters, adapter=adapter, notes=tuple(reading.notes), unready=unready)
 
 
-def _unready(reading: Reading, train: Mapping[str, Any]) -> tuple[str, ...]:
+def _unready(reading: Reading) -> tuple[str, ...]:
     """What can be read and checked, but not be run yet."""
-    found = []
     name = reading.file.dataset.name
-    if name.lower() in CONVERSATIONS:
-        found.append(f"the rows of {name} are conversations of several turns")
-    if train.get("metric_for_best_model") in UNMEASURED and "train.metric_for_best_model" not in reading.overrides:
-        found.append(f"{train['metric_for_best_model']} is not measured (train.metric_for_best_model=acc is)")
-    return tuple(found)
+    return (f"the rows of {name} are conversations of several turns",) if name.lower() in CONVERSATIONS else ()
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -339,15 +332,15 @@ def _best(reading: Reading, *, validates: bool) -> dict[str, Any]:
     if not validates:
         fix = "set it to false, or give dataset.eval_split and training.eval_strategy"
         raise reading.error(key, "needs validation rows that are scored on the way", fix)
-    name = training.metric_for_best_model.removeprefix("eval_")
+    name = metric_named(reading)
     if name == "loss":
         reading.notes.append(
             "training.metric_for_best_model: loss: the task's own metric decides which weights are best"
         )
         return {"load_best_model_at_end": True}
-    if not training.greater_is_better:
+    if not training.greater_is_better and name != "mse":
         reading.notes.append(f"training.greater_is_better: of {name} the higher is better, whatever the file says")
-    return {"load_best_model_at_end": True, "metric_for_best_model": METRICS.get(name, name)}
+    return {"load_best_model_at_end": True, "metric_for_best_model": name}
 
 
 # ---------------------------------------------------------------------------------------------- data and what is kept

@@ -68,6 +68,7 @@ def _config(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -
         "stop_strings": list(options["stop"]) or None if not options.get("full_length") else None,
         "use_cache": True,
     }
+    settings.update({name: options[name] for name in ("length_penalty", "no_repeat_ngram_size") if name in options})
     if options["do_sample"]:
         settings.update({name: options[name] for name in ("temperature", "top_p", "top_k")})
     return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})

@@ -65,7 +65,7 @@ def _gradients(trial: Trial) -> dict[str, torch.Tensor]:
 def generation(trial: Trial) -> Finding:
     """It generates: in a batch what it generates alone."""
     name = "generates"
-    if trial.spec.task.kind == "classify":
+    if trial.spec.task.has_head:
         return said(name, "exempt", "a classifier generates nothing")
     built = trial.reloaded
     rows = [row.ids[: max(row.labels_from, 1)] for row in trial.token_rows[:_FEW]]

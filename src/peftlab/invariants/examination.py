@@ -16,7 +16,7 @@ from peftlab.errors import UserError
 from peftlab.invariants import abilities, afterwards, batches, learning, starting
 from peftlab.invariants.findings import Finding, reason_of, said
 from peftlab.invariants.trial import CALIBRATION_ROWS, ROWS, Trial, choose, examined
-from peftlab.modelling import models
+from peftlab.modelling import beginning, models
 from peftlab.modelling.models import Base
 from peftlab.rows import data
 
@@ -60,8 +60,9 @@ def trial_of(spec: RunSpec, folder: Path, *, rows: data.Rows | None = None, base
         base: Its base model, where it was loaded already.
 
     Raises:
-        UserError: Rows or model cannot be had, or there are too few rows.
+        UserError: The adapter's start cannot work, rows or model cannot be had, or there are too few rows.
     """
+    beginning.check(spec)
     spec = examined(spec)
     rows = rows or data.load(spec)
     base = base or models.load(

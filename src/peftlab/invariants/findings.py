@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peftlab.config.settings import read_yaml
-from peftlab.config.spec import RunSpec
+from peftlab.config.spec import RunSpec, variants_of
 
 Verdict = Literal["exact", "within", "stated", "refused", "exempt", "broken"]
 """exact: to the last bit. within: no further apart than the figure `allowed`. stated: otherwise, on purpose and with
@@ -81,11 +81,12 @@ def _all_stated() -> Mapping[str, Any]:
 def stated(spec: RunSpec, what: str) -> Any:
     """What `methods/stated.yaml` says of a method: under its own name, or under that of the method it is a variant of.
 
-    The name that fits best wins: the method's own before any beginning of it. A key of the adapter's config makes a
-    variant too: `<peft_type>_<key>`.
+    The name that fits best wins: the method's own before any beginning of it. Each variant counts by itself too, and a
+    key of the adapter's config makes one: `<peft_type>_<key>`.
     """
-    keys = [key for key, value in (spec.adapter or {}).items() if value]
-    methods = [spec.method, *(f"{str((spec.adapter or {})['peft_type']).lower()}_{key}" for key in keys)]
+    adapter = spec.adapter or {}
+    parts = [*variants_of(adapter), *(key for key, value in adapter.items() if value)]
+    methods = [spec.method, *(f"{str(adapter['peft_type']).lower()}_{part}" for part in parts)]
     fitting = {name for name in _all_stated() for one in methods if one == name or one.startswith(f"{name}_")}
     for name in sorted(fitting, key=len, reverse=True):
         if what in _all_stated()[name]:

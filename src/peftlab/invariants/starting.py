@@ -20,6 +20,9 @@ def output(trial: Trial) -> Finding:
     config = trial.reloaded.adapter
     if reason is None and config is not None and config.is_prompt_learning:
         reason = "virtual tokens stand before the text from the first step on"
+    at_random = [key for key, value in trial.spec.adapter.items() if key.startswith("init_") and value is False]
+    if reason is None and at_random:
+        reason = f"{at_random[0]}: false starts the adapter at random values"
     return compared(
         name,
         difference(trial.course.start_logits, trial.base_logits),
@@ -33,7 +36,7 @@ def output(trial: Trial) -> Finding:
 def seed(trial: Trial) -> Finding:
     """The same seed starts the same; another one differently, where chance has a part in the start."""
     name = "seed"
-    if trial.spec.adapter is None and trial.spec.task.kind != "classify":
+    if trial.spec.adapter is None and not trial.spec.task.has_head:
         return said(name, "exempt", "full fine-tuning starts from the base's weights")
     first, again = trial.course.start, trial.resumed[0]
     unlike = [key for key in first if not same(first[key], again[key])]

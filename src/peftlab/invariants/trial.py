@@ -92,7 +92,7 @@ class Course:
         moved: Frozen weights of the base that changed.
         kept: Names of the adapter's frozen tensors and buffers that changed, which a checkpoint holds too.
         grouped: How many optimizer groups hold each trainable tensor.
-        freed: Trainable tensors that are the base's own, besides a new head.
+        freed: Trainable tensors that are the base's own, besides a new head, and what else is never switched off.
     """
 
     start: Mapping[str, torch.Tensor]
@@ -281,12 +281,22 @@ def _train(trial: Trial) -> Course:
         moved=tuple(sorted(moved)),
         kept=tuple(sorted(changed.keys() - moved)),
         grouped=grouped,
-        freed=tuple(name for name in start if name in built.base_names and "modules_to_save" not in name),
+        freed=tuple(name for name in start if _stays(built, name)),
         steps=tuple(steps),
         trainable=sum(tensor.numel() for tensor in start.values()),
         total=built.num_weights()["total"],
         seconds_per_step=seconds[len(seconds) // 2],
     )
+
+
+def _stays(built: Built, name: str) -> bool:
+    """Whether a trained tensor has its part in the output with the adapter switched off too.
+
+    peft switches off the copies that it trains of modules, but not those beside virtual tokens.
+    """
+    if "modules_to_save" in name:
+        return built.adapter is not None and bool(built.adapter.is_prompt_learning)
+    return name in built.base_names
 
 
 def _grouped(built: Built, state: training.State) -> dict[str, int]:

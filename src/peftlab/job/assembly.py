@@ -11,7 +11,7 @@ from peftlab.errors import UserError
 from peftlab.records.record import Cost, Evaluation, Record
 from peftlab.records.store import RunStore, Slot, thin
 from peftlab.rows import texts
-from peftlab.scores import scoring
+from peftlab.scores import samples, scoring
 from peftlab.scores.scoring import Wanted
 
 
@@ -41,6 +41,7 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
     _same_items(evaluations, own)
     rows = {**(slot.get("rows") or {}), "fingerprints": slot.get("fingerprints"), **(slot.get("tokens") or {})}
     curve = slot.curve()
+    retention = _retention([found for found in evaluations if found.key in own], spec)
     return Record(
         status="finished",
         category=slot.category,
@@ -57,7 +58,7 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
         before_reason=scoring.no_start(slot.spec),
         curve=thin(curve),
         rows=rows,
-        training={**_training(slot, curve), "forgetting": _forgetting(evaluations, spec)},
+        training={**_training(slot, curve), "forgetting": _forgetting(evaluations, spec), "retention": retention},
         cost=_cost(slot, curve),
         provenance={
             **(slot.get("environment") or {}),
@@ -71,15 +72,10 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
 
 def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
     """The starting model and the trained one were scored on the same items, or there is no "before"."""
-    items = {
-        (found.what, found.part): found.items for found in evaluations if found.key in own and found.role != "base"
-    }
-    for found in evaluations:
-        if (
-            found.key in own
-            and found.role == "base"
-            and items.get((found.what, found.part), found.items) != found.items
-        ):
+    own_ones = [found for found in evaluations if found.key in own]
+    items = {(found.what, found.task, found.part): found.items for found in own_ones if found.role != "base"}
+    for found in own_ones:
+        if found.role == "base" and items.get((found.what, found.task, found.part), found.items) != found.items:
             rows = (
                 f"another text '{found.task}'" if found.what == "text" else f"other {found.part} rows of '{found.task}'"
             )
@@ -92,7 +88,7 @@ def _same_items(evaluations: Sequence[Evaluation], own: set[str]) -> None:
 def _order(evaluation: Evaluation, own: set[str]) -> tuple[int, int, bool, str]:
     """By step; of several under one role those of the run's own settings last, which is where readers look."""
     step = -1 if evaluation.checkpoint == "base" else int(evaluation.checkpoint)
-    return (step, int(evaluation.what == "text"), evaluation.key in own, evaluation.key)
+    return (step, int(evaluation.what != "task"), evaluation.key in own, evaluation.key)
 
 
 def _forgetting(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, Any]:
@@ -106,6 +102,32 @@ def _forgetting(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, A
         text if isinstance(text, str) else "not asked for: the task generates no text, or train.evaluate is not all"
     )
     return {"text": spec.data.forgetting, "change": None, "reason": reason}
+
+
+def _retention(evaluations: Sequence[Evaluation], spec: RunSpec) -> dict[str, Any]:
+    """Score on a general suite before and after training, and its change as a mean over the tasks; or why unknown."""
+    asked = samples.asked(spec) if spec.train.evaluate == "all" else ()
+    if not asked:
+        reason = "not asked for: the model has a head of its own, or train.evaluate is not all"
+        reason = "data.retention is null" if spec.data.retention is None else reason
+        return {"benchmark": spec.data.retention, "tasks": {}, "change": None, "reason": reason}
+    tasks: dict[str, dict[str, Any]] = {}
+    reasons: list[str] = []
+    for one in asked:
+        name, metric = one.task.name, one.metric
+        found = {e.role: e.metrics for e in evaluations if (e.what, e.task) == ("sample", name)}
+        after = found.get("best", found.get("last"))
+        if after is not None and "base" in found:
+            tasks[name] = {"metric": metric, "before": found["base"][metric].mean, "after": after[metric].mean}
+        else:
+            reasons.append(samples.unavailable(one.task) or f"{name} was not scored")
+    changes = [one["after"] - one["before"] for one in tasks.values()]
+    return {
+        "benchmark": asked[0].suite,
+        "tasks": tasks,
+        "change": None if reasons else sum(changes) / len(changes),
+        "reason": "; ".join(dict.fromkeys(reasons)) or None,
+    }
 
 
 def _training(slot: Slot, curve: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,167 +1,203 @@
-"""More evaluation of what exists: finished runs, or a bare model. Trains nothing; `runs.py` makes the runs."""
+"""More evaluation of what exists: finished runs, saved adapters, bare models. Trains nothing; `runs.py` makes the runs.
+
+Several are scored in one go: each base is loaded once and adapters are put on in turn, with the scores that each has by
+itself. Only what is missing is computed, and each score is stored as soon as it is there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peftlab.config import loading, references
-from peftlab.config.settings import validated
-from peftlab.config.spec import ADAPTER_FILE, RunSpec
+from peftlab.config.spec import RunSpec
+from peftlab.digest import digest
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
-from peftlab.job import preflight
+from peftlab.job import targets
 from peftlab.job.assembly import assemble
-from peftlab.modelling import models
+from peftlab.job.targets import Ask, Target
+from peftlab.modelling import models, swapping
 from peftlab.records import room
-from peftlab.records.record import Evaluation, Record
+from peftlab.records.record import Evaluation
 from peftlab.records.store import RunStore, Slot
 from peftlab.rows import data
-from peftlab.scores import scoring
+from peftlab.scores import samples, scoring
 from peftlab.scores.scoring import Role, Wanted
 
-ADAPTER_FOLDER = "adapter"
-"""Where a run keeps its result, in its own folder."""
-
 Events = Iterator[Event]
+_NO_ROWS = data.Rows(fingerprints={}, facts={})
+"""For samples, whose rows are found by their own spec."""
 
 
 def evaluate(
-    reference: str,
+    reference: str | Sequence[str],
     store: RunStore,
     *,
     task: str | None = None,
+    benchmark: str | Sequence[str] = (),
     checkpoint: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Events:
-    """Make further evaluations of finished runs, or of a bare model; the records are completed in place.
+    """Make further evaluations of finished runs, saved adapters or bare models; records are completed in place.
 
     Args:
-        reference: A record's path, a run's folder or the adapter folder in it, a unique key prefix, an experiment (all
-            its finished runs), or a model reference (`package:...`, `hub:org/name`, or a folder with a config.json),
-            which needs `task`.
+        reference: One or several: a record's path, a run's folder or the adapter folder in it, a unique key prefix, an
+            experiment (all its finished runs), the folder of a saved adapter, or a model (`package:...`,
+            `hub:org/name`, or a folder with a config.json). Adapters of no run and models need `task` or `benchmark`.
         store: Where the records lie.
-        task: Another task; None: the run's own.
+        task: Another task; None: the run's own, unless there is a benchmark.
+        benchmark: Benchmarks, whose tasks are all asked for, as far as they fit.
         checkpoint: `best`, `last`, or a step whose weights were kept; None: all that `run` would have evaluated.
         overrides: Settings that belong to an evaluation (generation, evaluation batch, rows of the test).
 
     Raises:
         UserError: No such run, weights that were cleaned, or a setting that would change the training.
     """
-    reference = _run_of(reference)
-    model = _named_model(reference)
-    if model is not None:
-        if task is None:
-            raise UserError(f"which task should '{reference}' be scored on?", fix="add --task NAME")
-        yield from _evaluate_bare(loading.bare(model, task=task, overrides=overrides), store)
-        return
-    records = store.find(reference)
-    asked = dict(overrides or {})
-    for record in records:
-        if record.imported_from is not None:
-            raise UserError(
-                f"{record.stem} was imported from {record.imported_from}: it has scores, but no weights to score again",
-                fix="train its experiment here",
-            )
-        own = validated(RunSpec, record.spec, where=str(store.path_of(record)))
-        loading.refuse_model_code(own.model.model_dump(), asked, str(store.path_of(record)))
-        rest = {key: value for key, value in asked.items() if key != "model.trust_remote_code"}
-        changed = loading.with_evaluation(own, task=task, overrides=rest)
-        yield from _evaluate_again(record, own, changed, store, checkpoint)
+    named = [reference] if isinstance(reference, str) else list(reference)
+    asked = targets.questions(task, [benchmark] if isinstance(benchmark, str) else benchmark)
+    found = targets.resolve(named, store, asked, dict(overrides or {}))
+    tools = _Tools(store=store)
+    for number, target in enumerate(found, start=1):
+        if len(found) > 1:
+            yield Stage(text=f"{number} of {len(found)}: {target.label}")
+        for reason in target.left_out:
+            yield Stage(text=f"left out: {reason}")
+        made = _run(target, tools, checkpoint) if target.record is not None else _untrained(target, tools)
+        for event in made:
+            yield replace(event, of=target.named) if isinstance(event, Evaluated) else event
 
 
-def _run_of(reference: str) -> str:
-    """The run that a folder of saved weights lies in; any other reference as it is.
+@dataclass
+class _Tools:
+    """What the targets of one call share: bases that are held, rows that were read."""
 
-    Raises:
-        UserError: A saved adapter that belongs to no run.
-    """
-    folder = Path(reference).expanduser().resolve()
-    run = folder.parent
-    if folder.name == ADAPTER_FOLDER and run.with_name(f"{run.name}.json").is_file():
-        return str(run)
-    if (folder / ADAPTER_FILE).is_file() and any(folder.glob("adapter_model.*")):
-        raise UserError(
-            f"{reference} is a saved adapter that belongs to no finished run; such a folder cannot be scored yet",
-            fix="name a run (a snapshot: its run with --checkpoint STEP), or train its config as an experiment",
+    store: RunStore
+    bases: swapping.Bases = field(default_factory=swapping.Bases)
+    known: dict[str, data.Rows] = field(default_factory=dict)
+
+    def rows(self, spec: RunSpec, *, test_only: bool) -> Iterator[Event]:
+        """Read the rows that a spec asks for, unless they are there; `rows_of` has them then."""
+        if self._key(spec, test_only) not in self.known:
+            yield Stage(text=f"reading the rows of {spec.task.name}")
+            task = spec.task
+            if test_only and not spec.generation.few_shot:  # which test rows there are depends on no other part
+                task = task.model_copy(update={"train": None, "valid": None})
+            self.known[self._key(spec, test_only)] = data.load(spec.model_copy(update={"task": task}))
+
+    def rows_of(self, spec: RunSpec, *, test_only: bool) -> data.Rows:
+        """Rows that were read."""
+        return self.known[self._key(spec, test_only)]
+
+    @staticmethod
+    def _key(spec: RunSpec, test_only: bool) -> str:
+        data_settings = [spec.data.data_seed, spec.data.allow_overlap, spec.generation.few_shot]
+        return digest([spec.task.model_dump(mode="json"), data_settings, test_only])
+
+
+# ------------------------------------------------------------------------------------------- models and saved adapters
+
+
+def _untrained(target: Target, tools: _Tools) -> Events:
+    """Score a model as it is, or a saved adapter on its base: both are kept as evaluations of bare models."""
+    for ask in target.asks:
+        spec = ask.spec
+        wanted = Wanted(
+            what="task" if ask.sampled is None else "sample",
+            part="test",
+            role="base",
+            step=None,
+            sampled=ask.sampled,
+            adapter=target.content,
         )
-    return reference
+        found = tools.store.base_evaluation(wanted.key(spec, ""))
+        if found is not None:
+            scoring.same_start(found, models.commit_of(spec.model))
+            if scoring.is_current(spec, wanted, found):
+                yield Evaluated(evaluation=found, reused=True)
+                continue
+        reason = None if ask.sampled is None else samples.unavailable(ask.sampled.task)
+        if reason is not None:
+            yield Stage(text=f"left out: {reason}")
+            continue
+        rows = _NO_ROWS
+        if ask.sampled is None:
+            yield from tools.rows(spec, test_only=ask.of_benchmark)
+            rows = tools.rows_of(spec, test_only=ask.of_benchmark)
+        with room.advised(spec, trains=False):
+            yield from scoring.score_start(spec, tools.store, rows, [wanted], bases=tools.bases, folder=target.folder)
 
 
-def _named_model(reference: str) -> str | None:
-    """The model that a reference names: `package:...`, `hub:org/name`, or a folder that holds a model."""
-    if references.is_package(reference):
-        return reference
-    if reference.startswith("hub:"):
-        return reference.removeprefix("hub:")
-    path = Path(reference).expanduser()
-    return str(path.resolve()) if (path / "config.json").is_file() else None
+# --------------------------------------------------------------------------------------------------------------- runs
 
 
-def _evaluate_bare(spec: RunSpec, store: RunStore) -> Events:
-    preflight.refuse_unsupported(spec)
-    reason = scoring.no_start(spec)
-    if reason is not None:
-        raise UserError(f"a bare model cannot be scored on '{spec.task.name}': {reason}", fix="train it first")
-    wanted = [Wanted(what="task", part="test", role="base", step=None)]
-    found = store.base_evaluation(wanted[0].key(spec, ""))
-    if found is not None:
-        scoring.same_start(found, models.commit_of(spec.model))
-        yield Evaluated(evaluation=found, reused=True)
-        return
-    yield Stage(text=f"reading the rows of {spec.task.name}")
-    with room.advised(spec, trains=False):
-        yield from scoring.score_start(spec, store, data.load(spec), wanted)
-
-
-def _evaluate_again(record: Record, own: RunSpec, spec: RunSpec, store: RunStore, checkpoint: str | None) -> Events:
-    if own.train_key != record.key:
-        raise UserError(
-            f"{record.stem}: the files of its model or its data, or the grader that steered it, are not those it was "
-            "trained with",
-            fix="restore them, or run it again",
-        )
-    _fits(own, spec, record)
+def _run(target: Target, tools: _Tools, checkpoint: str | None) -> Events:
+    """Complete the record of a finished run."""
+    record, own, store = target.record, target.spec, tools.store
+    assert record is not None
     with store.claim(own, category=record.category) as slot:
         trained = slot.get("trained")
         if trained is None or slot.finished is None:
             raise UserError(f"{record.stem} is not trained yet", fix="finish it first: peftlab run")
-        wanted = _asked_for(spec, slot, trained, checkpoint)
-        absent = scoring.missing(spec, store, slot, wanted, own.train_key)
-        if absent:
-            scoring.require_weights(spec, slot, absent, own.train_key)
-            yield Stage(text=f"reading the rows of {spec.task.name}")
-            rows = data.load(spec)
-            if spec.task == own.task:
-                scoring.same_rows(slot, rows, own)
-            else:
-                data.refuse_overlap(spec, rows, own)
-            start = [one for one in absent if one.step is None]
-            asked = [one for one in absent if one.step is not None]
-            with room.advised(spec, trains=False):
-                yield from scoring.score_start(spec, store, rows, start, run=slot)
-                yield from scoring.score_trained(spec, slot, rows, asked, own.train_key)
-        completed = assemble(_as_asked(own, spec, checkpoint), slot, store, extra=[(spec, one) for one in wanted])
-        slot.complete(completed)
+        asked = [(ask, one) for ask in target.asks for one in _asked_for(ask, slot, trained, checkpoint)]
+        absent: list[tuple[Ask, Wanted]] = []
+        for ask in target.asks:
+            wanted = [one for its, one in asked if its is ask]
+            missing = scoring.missing(ask.spec, store, slot, wanted, own.train_key)
+            scoring.require_weights(ask.spec, slot, missing, own.train_key)
+            absent += [(ask, one) for one in missing]
+        with room.advised(own, trains=False):
+            yield from _made(absent, slot, tools, own)
+        plain = [ask.spec for ask in target.asks if ask.sampled is None and ask.spec.task == own.task]
+        extra = [(ask.spec, one) for ask, one in asked]
+        shown = _as_asked(own, plain[0], checkpoint) if plain else own
+        completed = slot.complete(assemble(shown, slot, store, extra=extra))
+        yield from _there_before(asked, absent, slot, store, own.train_key)
         yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)
 
 
-def _fits(own: RunSpec, spec: RunSpec, record: Record) -> None:
-    """Refuse a task that the trained weights have no head for, or whose classes are not those that the head knows."""
-    had, needed = models.kind_of(own), models.kind_of(spec)
-    if had != needed:
-        raise UserError(
-            f"{record.stem} was trained on '{own.task.name}' ({own.task.kind}) and cannot be scored on "
-            f"'{spec.task.name}' ({spec.task.kind}): its model has no head for that",
-            fix="name a task of a kind that fits, or train on this one",
-        )
-    if spec.task.labels != own.task.labels:
-        raise UserError(
-            f"{record.stem} tells apart {', '.join(own.task.labels)}; '{spec.task.name}' has the classes "
-            f"{', '.join(spec.task.labels)}",
-            fix="name a task with the same 'labels' in the same order, or train on this one",
-        )
+def _made(absent: Sequence[tuple[Ask, Wanted]], slot: Slot, tools: _Tools, own: RunSpec) -> Events:
+    """Make what is missing: first all of the bare model's, then all of the trained weights'."""
+    rows: dict[int, data.Rows] = {}
+    for ask, one in absent:
+        if id(ask) in rows:
+            continue
+        rows[id(ask)] = _NO_ROWS
+        if one.sampled is None:
+            another = ask.spec.task != own.task
+            test_only = another and ask.of_benchmark
+            yield from tools.rows(ask.spec, test_only=test_only)
+            rows[id(ask)] = tools.rows_of(ask.spec, test_only=test_only)
+            if another:
+                yield from tools.rows(own, test_only=False)
+                data.refuse_overlap(ask.spec, rows[id(ask)], own, trained_on=tools.rows_of(own, test_only=False).train)
+            else:
+                scoring.same_rows(slot, rows[id(ask)], own)
+    for ask, one in absent:
+        if one.step is None:
+            yield from scoring.score_start(ask.spec, tools.store, rows[id(ask)], [one], run=slot, bases=tools.bases)
+    for ask, one in absent:
+        if one.step is not None:
+            yield from scoring.score_trained(ask.spec, slot, rows[id(ask)], [one], own.train_key, bases=tools.bases)
+
+
+def _there_before(
+    asked: Sequence[tuple[Ask, Wanted]],
+    absent: Sequence[tuple[Ask, Wanted]],
+    slot: Slot,
+    store: RunStore,
+    run_key: str,
+) -> Events:
+    """What a benchmark asks for and was stored before, so that its table is whole."""
+    made = {one.key(ask.spec, run_key) for ask, one in absent}
+    for ask, one in asked:
+        key = one.key(ask.spec, run_key)
+        if ask.of_benchmark and key not in made:
+            found = store.base_evaluation(key) if one.step is None else slot.evaluations().get(key)
+            if found is not None:
+                yield Evaluated(evaluation=found, reused=True)
+            elif one.sampled is not None and one.step is not None:
+                yield Stage(text=f"left out: {samples.unavailable(one.sampled.task)}")
 
 
 def _as_asked(own: RunSpec, spec: RunSpec, checkpoint: str | None) -> RunSpec:
@@ -170,17 +206,24 @@ def _as_asked(own: RunSpec, spec: RunSpec, checkpoint: str | None) -> RunSpec:
     return whole if checkpoint is None and spec == whole else own
 
 
-def _asked_for(spec: RunSpec, slot: Slot, trained: Mapping[str, Any], checkpoint: str | None) -> list[Wanted]:
-    """The evaluations of one checkpoint, or, unnamed, all that `run` makes."""
-    wanted = scoring.wanted_evaluations(
-        spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
-    )
+def _asked_for(ask: Ask, slot: Slot, trained: Mapping[str, Any], checkpoint: str | None) -> list[Wanted]:
+    """The evaluations of one checkpoint, or, unnamed, all that `run` makes; of a benchmark the test rows alone."""
+    spec = ask.spec
+    if ask.sampled is not None:
+        both: list[tuple[Role, int | None]] = [("base", None), (trained["role"], trained["step"])]
+        wanted = [Wanted(what="sample", part="test", role=role, step=step, sampled=ask.sampled) for role, step in both]
+    else:
+        wanted = scoring.wanted_evaluations(
+            spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
+        )
+        if ask.of_benchmark:
+            wanted = [one for one in wanted if (one.what, one.part) == ("task", "test")]
     if checkpoint is None or checkpoint == trained["role"]:
         return wanted
     step = _named_step(slot, spec, trained, checkpoint)
     role: Role = trained["role"] if step == trained["step"] else "step"  # one step has one role, however it is named
     return [
-        Wanted(what=one.what, part=one.part, role=role, step=step) if one.step is not None else one
+        replace(one, role=role, step=step) if one.step is not None else one
         for one in wanted
         if one.role in ("base", trained["role"])
     ]

@@ -16,7 +16,7 @@ from peftlab.modelling import models, weights
 from peftlab.parallel import processes
 from peftlab.records.payload import read_record
 from peftlab.rows import data
-from peftlab.scores import evaluation, scoring
+from peftlab.scores import evaluation, samples, scoring
 
 
 def follow(spec: RunSpec) -> Iterator[Event]:
@@ -77,11 +77,13 @@ class _Follower:
 
     def score(self, message: Mapping[str, Any]) -> None:
         """This process's share of an evaluation; what it comes to is the leader's business."""
-        rows = self._rows()
+        sampled = message["sampled"]
+        spec = samples.spec_of(self.spec, samples.find(*sampled)) if sampled else self.spec
+        rows = data.load(spec) if sampled else self._rows()
         if self.loaded is None or self.loaded[0] != message["whose"]:
             self.loaded = None
             self.loaded = (message["whose"], self._weights(message["whose"]))
-        for _ in evaluation.score(self.loaded[1], getattr(rows, message["part"]), self.spec, shots=rows.shots):
+        for _ in evaluation.score(self.loaded[1], getattr(rows, message["part"]), spec, shots=rows.shots):
             pass
 
     def _weights(self, named: str) -> models.Built:

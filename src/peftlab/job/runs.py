@@ -198,6 +198,7 @@ def _train(
     notes = checkpoint.restore(checkpoints, built, stream, state, any_environment=options.any_environment)
     processes.agree(state.step, "the step to go on from")
     notes += [*adapting.notes(spec), *_dropped_keys(built), *_unvalidated(spec, stream, state.total_steps)]
+    notes += rows.facts["notes"]
     with state.split.whole():
         yield from _rehearse(spec, rows, built)
     repeated = sum(row["seconds"] for row in slot.curve() if row["step"] > state.step)

@@ -30,15 +30,17 @@ class LossSum:
 
 
 def from_logits(logits: torch.Tensor, batch: Batch) -> LossSum:
-    """The loss of a causal model or a classifier.
+    """The loss of a causal model, a classifier or a regression.
+
+    Cross entropy of each label token or row; for a regression the squared error of each row.
 
     Args:
         logits: Causal: [rows, positions, vocabulary]; only the last `batch.keep` positions are read, so virtual
-            tokens before the text and trimmed logits need no care. Classifier: [rows, classes].
+            tokens before the text and trimmed logits need no care. Classifier: [rows, classes]; regression: [rows, 1].
         batch: Labels and weights.
     """
     if batch.classes is not None:
-        losses = functional.cross_entropy(logits.float(), batch.classes, reduction="none")
+        losses = _head_losses(logits.float(), batch.classes)
         total = losses.sum()
         return LossSum(total=total, count=len(losses), unweighted=total)
     losses, mask = token_losses(logits, batch)
@@ -53,12 +55,19 @@ def as_the_library(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The mean loss that a transformers model computes from these labels, in its own arithmetic.
 
     A causal model's logits are made float32 first (`ForCausalLMLoss`), a classifier's are not
-    (`ForSequenceClassificationLoss`), so that half precision rounds its loss.
+    (`ForSequenceClassificationLoss`, for classes and for values), so that half precision rounds its loss.
     """
     if batch.classes is not None:
-        return functional.cross_entropy(logits, batch.classes)
+        return _head_losses(logits, batch.classes).mean()
     losses, _ = token_losses(logits, batch)
     return losses.mean()
+
+
+def _head_losses(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """The loss of each row: cross entropy of its class, or the squared error of its value."""
+    if answers.is_floating_point():
+        return functional.mse_loss(logits.squeeze(-1), answers, reduction="none")
+    return functional.cross_entropy(logits, answers, reduction="none")
 
 
 def token_losses(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from peftlab.modelling import adapting, beginning, keeping
 from peftlab.modelling.models import Base, Built, kind_of, pad_id_of
 from peftlab.parallel import processes
 from peftlab.protocols import Calibration
-from peftlab.rows import batching, calibration, data, tokenise
+from peftlab.rows import batching, calibration, data, training_rows
 from peftlab.rows.batching import Stream
 from peftlab.rows.tokenise import TokenRow
 
@@ -72,7 +72,9 @@ def check_schedule(spec: RunSpec, rows: data.Rows) -> None:
         UserError: It does not.
     """
     steps = None
-    if rows.train:
+    if rows.train and spec.task.kind == "text":  # how many windows it comes to, only its tokens say
+        steps = spec.train.max_steps
+    elif rows.train:
         size = processes.world().size
         steps = batching.counted_steps(len(rows.train), spec.batch, spec.train, world_size=size)
     if steps is None:
@@ -142,8 +144,8 @@ def prepare(spec: RunSpec, rows: data.Rows, base: Base) -> Prepared:
     if not rows.train:
         raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
     here = processes.world()
-    token_rows, facts = tokenise.tokenise(
-        rows.train, base.tokenizer, kind=base.kind, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
+    token_rows, facts = training_rows.make(
+        rows.train, base.tokenizer, spec.task, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
     )
     _fit(token_rows, base, spec)
     check_rows = adapting.method_of(spec.adapter, where=adapting.adapter_place(spec)).check_rows

@@ -94,7 +94,6 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
     Raises:
         Diverged: NaN or infinite loss.
     """
-    parameters = built.trainable()
     after_step = _after_step(built)
     while state.step < state.total_steps:
         started = time.perf_counter()
@@ -114,11 +113,13 @@ def steps(built: Built, stream: Stream, spec: RunSpec, state: State) -> Iterator
                 f"the loss became {sums.loss} at step {state.step}",
                 fix="lower optim.learning_rate, clip harder (optim.max_grad_norm) or use float32",
             )
+        by_chance = False
         if state.step == 1 and rows.micro_batches and state.split.shows_gradients:
-            _check_gradients(parameters)
+            by_chance = _check_gradients(built, rows, spec)
         with processes.together():
             norm = _update(state)
-        if state.step == 1 and norm == 0 and sums.label_tokens:  # of all processes: one alone may have had no part
+        # The norm is of all processes: one alone may have had no part.
+        if state.step == 1 and norm == 0 and sums.label_tokens and not by_chance:
             raise UserError(
                 "every gradient of step 1 is exactly zero: nothing that is trained has a part in the output",
                 fix="on a quantised base take another method (peftlab list methods); else check the adapter's start",
@@ -174,7 +175,8 @@ def _accumulate(built: Built, rows: StepRows, spec: RunSpec, state: State) -> _S
             objective = found.total / max(total_weight, 1e-12)
             if own is not None:
                 objective = objective + own / num_batches
-        state.split.backward(objective, last=number == rows.most)
+        if objective.requires_grad or state.split.name is not None:  # else chance left every module out of this pass
+            state.split.backward(objective, last=number == rows.most)
         sums.loss += float(found.total.detach()) / max(total_weight, 1e-12)
         sums.method_loss += float(own.detach()) / num_batches if own is not None else 0.0
         sums.tokens += batch.num_tokens
@@ -266,30 +268,52 @@ def try_out(built: Built, rows: Sequence[TokenRow], spec: RunSpec) -> None:
 
 @contextlib.contextmanager
 def _on_few_bits(spec: RunSpec) -> Iterator[None]:
-    """What a library says of a quantised base that a method cannot work on.
+    """What a library says of a base that a method cannot work on; only by values, if the base is not quantised.
 
     Raises:
         UserError: It does.
     """
     try:
         yield
-    except (RuntimeError, TypeError, AttributeError) as error:
-        if spec.quant.method is None or ran_out_of_memory(error):
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
+        refused = isinstance(error, ValueError) and spec.adapter is not None
+        if ran_out_of_memory(error) or (spec.quant.method is None and not refused):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if spec.quant.method is None:
+            raise UserError(
+                f"this adapter cannot be trained on this model: {reason}",
+                fix="look at adapter_config.json: two of its settings may not go together",
+            ) from error
         raise UserError(
             f"quant.method = {spec.quant.method}: this method cannot be trained on such a base: {reason}",
-            fix="peftlab list methods says which methods can; or train on the base as it is: quant.method=null",
+            fix="peftlab list methods says which methods can; or take another quant.method such as bnb-nf4, or null",
         ) from error
 
 
-def _check_gradients(parameters: dict[str, torch.nn.Parameter]) -> None:
-    missing = [name for name, parameter in parameters.items() if parameter.grad is None]
-    if missing:
+def _check_gradients(built: Built, rows: StepRows, spec: RunSpec) -> bool:
+    """Whether tensors got no gradient by chance: their modules were dropped in this step, and take part otherwise.
+
+    Raises:
+        UserError: Some are in no pass, not even in one that drops nothing.
+    """
+    missing = {name: parameter for name, parameter in built.trainable().items() if parameter.grad is None}
+    if not missing:
+        return False
+    built.model.eval()
+    with _autocast(built, spec):
+        logits = forward(built, collate(rows.micro_batches[0], pad_id=built.pad_id).to(built.device)).logits
+    reached: Sequence[torch.Tensor | None] = [None] * len(missing)
+    if logits.requires_grad:
+        reached = torch.autograd.grad(logits.float().sum(), list(missing.values()), allow_unused=True)
+    built.model.train()
+    lost = [name for name, gradient in zip(missing, reached, strict=True) if gradient is None]
+    if lost:
         raise UserError(
-            f"{len(missing)} trainable tensors get no gradient, the first is {missing[0]}",
+            f"{len(lost)} trainable tensors get no gradient, the first is {lost[0]}",
             fix="they are not part of the forward pass: check target_modules and modules_to_save",
         )
+    return True
 
 
 def _update(state: State) -> float:

@@ -15,12 +15,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from peftlab.errors import UserError
 from peftlab.protocols import Method
 
 
 def wrap(base: Any, config: Any, make: Any = None) -> Any:
-    """peft's own, with the counts frozen."""
+    """peft's own, with the counts frozen.
 
+    Raises:
+        UserError: The config asks for a start or a variant of LoRA, whose keys it inherits and peft passes over.
+    """
+    for key, value in config.to_dict().items():
+        start = key == "init_lora_weights" and isinstance(value, str)
+        if start or (value and (key.startswith(("use_", "alora_")) or key.endswith("_config"))):
+            raise UserError(
+                f"{key} = {value!r}: this is a key of LoRA, which AdaLoRA takes and passes over: it would be trained "
+                "without it, under its name",
+                fix=f'leave {key} out, or use "peft_type": "LORA"',
+            )
     model = make(config)
     for name, parameter in model.named_parameters():
         if ".ranknum." in name:

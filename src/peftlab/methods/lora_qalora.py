@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftlab.methods.lora import check_rows
+from peftlab.methods.lora import check_rows, verify
 from peftlab.protocols import Method
 
 _ITS_BASE = "gptq"
@@ -22,4 +22,4 @@ def note(adapter: Mapping[str, Any], quant: str | None) -> str | None:
     return "use_qalora changes nothing here: peft has QALoRA for bases of quant.method=gptq only; this is plain LoRA"
 
 
-PLUGIN = Method(check_rows=check_rows, note=note)
+PLUGIN = Method(check_rows=check_rows, verify=verify, note=note)

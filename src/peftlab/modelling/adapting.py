@@ -21,13 +21,10 @@ from peftlab import own
 from peftlab.config.settings import validated
 from peftlab.config.spec import ADAPTER_FILE, BOOKKEEPING, RunSpec, method_name, variants_of
 from peftlab.errors import UserError, nearest, unknown_name
-from peftlab.modelling import beginning, precision, randomness
+from peftlab.modelling import beginning, naming, precision, randomness
 from peftlab.modelling.models import TASK_TYPES, UNKNOWN_BUDGET, Base, Built, Kind, built_on
 from peftlab.protocols import Calibration, Method, find, names
 from peftlab.records.slot import ran_out_of_memory
-
-_TOKENS = ("token_indices", "token_ids", "_tokens")
-"""How settings of an adapter end that are lists of tokens."""
 
 
 def adapter_place(spec: RunSpec) -> str:
@@ -176,15 +173,14 @@ def adapt(
     config: Any = None
     dropped: list[str] = []
     if spec.adapter is None:
-        precision.check_trains_all(spec.quant)
+        precision.check_trains_all(spec.quant, spec.model.dtype)
         model.requires_grad_(True)
     else:
         where = adapter_place(spec)
         config, dropped = adapter_config(
             spec.adapter, base.kind, max_steps=total_steps or spec.train.max_steps or UNKNOWN_BUDGET, where=where
         )
-        _check_saved_modules(config, base.model, where)
-        _check_tokens(config, base.model, where)
+        naming.check(config, base.model, where)
         declared = config.to_dict()
         with randomness.seeded(spec.seed, "adapter"), quiet_peft():
             try:
@@ -194,8 +190,10 @@ def adapt(
                         own.in_base_precision(model)
                 else:
                     if shapes_only:
-                        beginning.without(spec, config)
+                        beginning.without(spec, config, base.model)
                     model, initial = _wrapped(base.model, config, spec, asked, calibration)
+                method.verify(model, config)
+                naming.check_matched(declared, config, model)
             except UserError as error:
                 raise UserError(f"{where}: {error.message}", fix=error.fix) from error
             except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, re.error) as error:
@@ -217,6 +215,7 @@ def adapt(
         what = f"{empty[0]} is to be trained, and holds nothing" if empty else "nothing is trainable in this experiment"
         place = f"{adapter_place(spec)}: " if spec.adapter is not None else ""
         raise UserError(f"{place}{what}", fix="check the adapter's target_modules, numbers and lists of tokens")
+    precision.check_trainable(trainable)
     return built
 
 
@@ -239,6 +238,7 @@ def _wrapped(
     if asked is None:
         return make(config), {}
     assert calibration is not None or not asked.needs_calibration, "whoever trains prepares what the start reads"
+    asked.start.fits(model, config)
     return asked.start.wrap(model, config, calibration, make)
 
 
@@ -247,38 +247,6 @@ def _make(model: Any, spec: RunSpec) -> Callable[[Any], Any]:
     import peft
 
     return lambda config: peft.get_peft_model(model, config, autocast_adapter_dtype=spec.model.autocast_adapter_dtype)
-
-
-def _check_saved_modules(config: Any, model: nn.Module, where: str) -> None:
-    """peft passes over a module to save that is not there, and so trains less than was asked for."""
-    asked = getattr(config, "modules_to_save", None) or []
-    there = [name for name, _ in model.named_modules()]
-    for name in [asked] if isinstance(asked, str) else asked:
-        if not any(one.endswith(name) for one in there):  # as peft looks for it
-            guess = nearest(name, {one.rpartition(".")[2] for one in there})
-            raise UserError(
-                f"{where}: modules_to_save names '{name}', which is no module of this model",
-                fix=f"did you mean '{guess}'?" if guess else "leave it out, or name a module",
-            )
-
-
-def _check_tokens(config: Any, model: Any, where: str) -> None:
-    """Tokens beyond the vocabulary show in no shape, only when their rows are looked up."""
-    size = model.get_input_embeddings().weight.shape[0]
-    for key, value in vars(config).items():
-        if not key.endswith(_TOKENS):
-            continue
-        lists = list(value.values()) if isinstance(value, dict) else [value]
-        wrong = [one for many in lists if isinstance(many, list) for one in many if not _is_token(one, size)]
-        if wrong:
-            raise UserError(
-                f"{where}: {key} names token {wrong[0]}, and the model has tokens 0 to {size - 1}",
-                fix=f"mend '{key}' (= {json.dumps(value)[:60]})",
-            )
-
-
-def _is_token(value: Any, size: int) -> bool:
-    return not isinstance(value, int) or 0 <= value < size
 
 
 def _check_filled_in(declared: Mapping[str, Any], config: Any, where: str) -> None:
@@ -293,7 +261,7 @@ def _check_filled_in(declared: Mapping[str, Any], config: Any, where: str) -> No
     reason = _refusal(config, filled)
     if reason is not None:
         named = [name for name in changed if name in reason] or changed
-        shown = ", ".join(f"'{name}' (peft fills in {json.dumps(filled[name], default=sorted)[:60]})" for name in named)
+        shown = ", ".join(f"'{name}' (peft fills in {_shown(filled[name])})" for name in named)
         raise UserError(f"{where}: peft refuses this config: {reason}", fix=f"write {shown} yourself; [] for none")
 
 
@@ -325,7 +293,10 @@ def _refused(error: Exception, model: nn.Module, config: Any, where: str) -> Use
     if isinstance(error, re.error):
         wrong = [f"'{name}' (= {value!r})" for name, value in vars(config).items() if value == error.pattern]
     absent = [] if wrong or "None" not in reason else _absent(config)
+    layer = re.search(r"Target module (\w+)\(.*is not supported", reason)
     fix = f"mend {', '.join(wrong or _meant(config, reason)) or 'the value that peft names'}"
+    if layer is not None and not wrong:
+        fix = f"this method takes no {layer[1]}: name other layers in target_modules, or choose another method"
     if absent:
         fix = f"give {' and '.join(absent)}, for which there is no default"
     if not wrong and "target" in reason.lower():
@@ -365,13 +336,19 @@ def _meant(config: Any, reason: str) -> list[str]:
     given = {name: value for name, value in vars(config).items() if value is not None}
     found = [name for name in given if stands("[ _]".join(map(re.escape, name.split("_"))))]
     if not found:
+        reason = re.sub(r"\b[A-Z]\w*\([^()]*\)", "", reason)  # a layer's own numbers, such as Linear(in_features=32)
         numbers = {name: value if isinstance(value, list) else [value] for name, value in given.items()}
         found = [
             name
             for name, many in numbers.items()
             if any(type(n) in (int, float) and n > 1 and stands(re.escape(str(n))) for n in many)
         ]
-    return [f"'{name}' (= {json.dumps(given[name], default=sorted)[:60]})" for name in found]
+    return [f"'{name}' (= {_shown(given[name])})" for name in found]
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as the config's file has it; configs inside of configs as they show themselves."""
+    return json.dumps(value, default=lambda one: sorted(one) if isinstance(one, set) else str(one))[:60]
 
 
 class quiet_peft(warnings.catch_warnings):

@@ -48,10 +48,15 @@ def asked(spec: RunSpec) -> Asked | None:
     return None
 
 
-def without(spec: RunSpec, config: Any) -> None:
-    """Make the peft config as if the start had not been asked for: what only asks for shapes needs no decomposition."""
+def without(spec: RunSpec, config: Any, model: Any) -> None:
+    """Make the peft config as if the start had not been asked for: what only asks for shapes needs no decomposition.
+
+    Raises:
+        UserError: The start cannot begin on this model's layers.
+    """
     found = asked(spec)
     if found is not None and found.key is not None:
+        found.start.fits(model, config)
         setattr(config, found.key, True)
 
 
@@ -64,7 +69,7 @@ def check(spec: RunSpec) -> None:
     found = asked(spec)
     if found is None:
         return
-    kind = "classify" if spec.task.kind == "classify" else "causal"
+    kind = "classify" if spec.task.has_head else "causal"
     adapter: Mapping[str, Any] = spec.adapter or {}
     written = adapter[found.key] if found.key is not None else ""
     if written != written.lower():
@@ -74,6 +79,18 @@ def check(spec: RunSpec) -> None:
     except UserError as error:
         place = f"{ADAPTER_FILE}: " if found.key is not None else ""
         raise UserError(f"{place}{error.message}", fix=error.fix) from error
+    if found.key is not None and adapter.get("target_parameters"):
+        raise UserError(
+            f"{ADAPTER_FILE}: {found.key} = {written!r} begins on modules, and target_parameters names single weights: "
+            "peft would begin those so too, and neither keep nor load what that makes of the base",
+            fix=f"name modules in target_modules instead, or leave {found.key} out",
+        )
+    if found.start.changes_base and found.start.share is None and spec.save.output_dir is not None:
+        raise UserError(
+            f"save.output_dir = {spec.save.output_dir}: the adapter of {found.key} = {written!r} belongs on the base "
+            "that it changed, and there is no form of it that peft alone loads",
+            fix="set save.output_dir=null (the results keep the adapter), or choose another start",
+        )
     if found.start.changes_base and spec.quant.method is not None:
         raise UserError(
             f"{ADAPTER_FILE}: {found.key} = {written!r} changes the base's weights, which "

@@ -73,9 +73,12 @@ def without_weights(spec: RunSpec, config: Any = None) -> Built:
     kind = kind_of(spec)
     config = config or load_config(spec.model)
     if kind == "classify":
-        config.num_labels = len(spec.task.labels)
+        config.num_labels = max(len(spec.task.labels), 1)
+    # Every decomposition takes float32, whatever the config says; float16 shows what would be trained in it.
+    dtype = torch.float16 if spec.model.dtype == "float16" else torch.float32
     with torch.device("meta"):
-        base = Base(model=models.loader_of(kind).from_config(config), tokenizer=None, kind=kind, stop_ids=(), facts={})
+        model = models.loader_of(kind).from_config(config, dtype=dtype)
+        base = Base(model=model, tokenizer=None, kind=kind, stop_ids=(), facts={})
         return adapt(base, spec, shapes_only=True)
 
 

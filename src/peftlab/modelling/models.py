@@ -127,7 +127,7 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def kind_of(spec: RunSpec) -> Kind:
     """Which head the task needs."""
-    return "classify" if spec.task.kind == "classify" else "causal"
+    return "classify" if spec.task.has_head else "causal"
 
 
 def default_device() -> torch.device:
@@ -192,9 +192,9 @@ def load(
 ) -> Base:
     """Load weights and tokenizer in the declared precision; `quant` says where the frozen weights have fewer bits.
 
-    A new classification head starts from the stream `adapter` of `seed`. Token rows that the tokenizer has and the
-    model lacks are added as the mean of the others, so that they do not depend on a seed. `weights` names a folder of
-    trained weights to load in place of the model's own.
+    A new head (one number where there are no `labels`) starts from the stream `adapter` of `seed`. Token rows that the
+    tokenizer has and the model lacks are added as the mean of the others, so that they do not depend on a seed.
+    `weights` names a folder of trained weights to load in place of the model's own.
 
     Raises:
         UserError: Not found, not reachable, not a model of the kind that the task needs, or stored in a precision that
@@ -206,8 +206,7 @@ def load(
     plan = _plan(settings, quant or QuantSettings(), kind, name, revision)
     extra: dict[str, Any] = {}
     if kind == "classify":
-        extra = {"num_labels": max(len(labels), 1), "id2label": dict(enumerate(labels))}
-        extra["label2id"] = {label: index for index, label in enumerate(labels)}
+        extra = _head_of(labels)
     if settings.attn_implementation is not None:
         extra["attn_implementation"] = settings.attn_implementation
     try:
@@ -255,6 +254,14 @@ def _plan(
     except LOADING_ERRORS as error:
         raise cannot_load("model", settings, error) from error
     return precision.plan(quant, skeleton, default_device().type, model_id=settings.id)
+
+
+def _head_of(labels: tuple[str, ...]) -> dict[str, Any]:
+    """What a head is told: its classes, or that it gives one number."""
+    if not labels:
+        return {"num_labels": 1, "problem_type": "regression"}
+    by_name = {label: index for index, label in enumerate(labels)}
+    return {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": by_name}
 
 
 def loader_of(kind: Kind) -> Any:

@@ -53,8 +53,8 @@ def check(quant: QuantSettings, device: str) -> None:
         quantizer.check(scheme, device)
 
 
-def check_trains_all(quant: QuantSettings) -> None:
-    """Refuse to train all weights of a quantised base.
+def check_trains_all(quant: QuantSettings, dtype: str) -> None:
+    """Refuse to train all weights of a quantised base, or of one in float16.
 
     Raises:
         UserError: That is asked for.
@@ -65,6 +65,28 @@ def check_trains_all(quant: QuantSettings) -> None:
             "bits take no small steps",
             fix="train an adapter (adapter_config.json), or all weights as they are: quant.method=null",
         )
+    if dtype == "float16":
+        raise _half("all weights")
+
+
+def check_trainable(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse to train weights in float16.
+
+    Raises:
+        UserError: There are some.
+    """
+    half = [name for name, parameter in parameters.items() if parameter.dtype == torch.float16]
+    if half:
+        raise _half(f"{len(half)} tensors, the first is {half[0]},")
+
+
+def _half(what: str) -> UserError:
+    """The second moment of Adam is a square, and float16 ends at 6e-8: it divides by zero within a few steps."""
+    return UserError(
+        f"model.dtype = float16: {what} would be trained in float16, whose range is too small for an optimizer's steps",
+        fix="model.dtype=bfloat16 or float32; an adapter on a float16 base is in float32 unless "
+        "model.autocast_adapter_dtype=false says otherwise",
+    )
 
 
 def plan(quant: QuantSettings, skeleton: Any, device: str, *, model_id: str) -> Plan | None:

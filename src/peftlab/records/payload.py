@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROGRESS = "progress.json"
 CURVE = "curve.jsonl"
 EVALUATIONS = "evaluations"
+SAMPLES = "samples.jsonl"
 PLAIN = "plain"
 """An adapter that belongs on a changed base, once more as one for the base as it was."""
 
@@ -111,6 +112,21 @@ def read_curve(payload: Path) -> list[dict[str, Any]]:
                 f"{path}: line {number} is damaged", fix="delete that line, or move the file away"
             ) from None
     return rows
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples of an evaluation's folder.
+
+    Raises:
+        UserError: The file is gone or damaged.
+    """
+    path = folder / SAMPLES
+    try:
+        return [dict(loads(line)) for line in read_text(path).splitlines() if line]
+    except FileNotFoundError:
+        raise UserError(f"{path} is gone", fix="evaluate again") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged", fix=f"move the folder {folder} away to evaluate again") from None
 
 
 def read_evaluations(payload: Path) -> list[Evaluation]:
@@ -226,6 +242,7 @@ def write_evaluation(
     shown: str,
     samples: Iterable[Mapping[str, Any]],
     items: Sequence[str],
+    clusters: Sequence[str | None],
     outcomes: Mapping[str, np.ndarray],
 ) -> Evaluation:
     """Write an evaluation's folder, whole or not at all; returns it with `folder` (`shown`) and `items` filled in."""
@@ -234,11 +251,14 @@ def write_evaluation(
     filled = evaluation.model_copy(update={"folder": shown, **({"items": digest(list(items))} if items else {})})
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(target) as folder:
-        with open(folder / "samples.jsonl", "w", encoding="ascii") as file:
+        with open(folder / SAMPLES, "w", encoding="ascii") as file:
             for sample in samples:
                 file.write(dumps(sample, indent=None) + "\n")
         if items:
             (folder / "items.json").write_text(dumps(list(items), indent=None), encoding="ascii")
+        if any(clusters):
+            assert len(clusters) == len(items), f"{len(clusters)} clusters for {len(items)} items"
+            (folder / "clusters.json").write_text(dumps(list(clusters), indent=None), encoding="ascii")
         for metric, values in outcomes.items():
             assert len(values) == len(items), f"{metric}: {len(values)} outcomes for {len(items)} items"
             with open(folder / f"{safe_name(metric)}.npy", "wb") as array:

@@ -39,7 +39,7 @@ class Metric(Part):
 
 
 class Evaluation(Part):
-    """One evaluation: of the task's rows (`what: task`) or of the loss on general text (`what: text`).
+    """One evaluation: of a task's rows (`task`), of a benchmark's sample of them (`sample`), of general text (`text`).
 
     Attributes:
         key: The evaluation key.
@@ -50,12 +50,13 @@ class Evaluation(Part):
         items: Digest of the list of item ids, in order; two evaluations with equal digests are paired.
         num_items: How many; null where a result from elsewhere does not say it.
         grader: name, version, modes.
+        settings: What it was made under; of a sample also the `benchmark` whose it is.
         baselines: Scores that need no model (majority class), by name.
         partial: Whether the rows are only a part of the data set they are named after.
     """
 
     key: str
-    what: Literal["task", "text"]
+    what: Literal["task", "text", "sample"]
     task: str
     part: str
     checkpoint: int | Literal["base"]

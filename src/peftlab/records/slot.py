@@ -159,6 +159,7 @@ class Slot:
         *,
         samples: Iterable[Mapping[str, Any]] = (),
         items: Sequence[str] = (),
+        clusters: Sequence[str | None] = (),
         outcomes: Mapping[str, np.ndarray] = {},
     ) -> Evaluation:
         """Store one evaluation, whole or not at all, in place of an older one with its key.
@@ -167,13 +168,16 @@ class Slot:
             evaluation: Its `folder` (relative to the payload) and `items` are filled in.
             samples: One dict per item, to read and to grade again.
             items: Ids, in the order of the outcomes.
+            clusters: For each item the id that it shares with others of its source, or None; empty: none shares any.
             outcomes: Metric: one number per item.
         """
         self._written = True
         name = f"{evaluation.task}-{evaluation.key[:12]}"
         target = self.folder / EVALUATIONS / safe_name(name)
         shown = f"{EVALUATIONS}/{name}"
-        return write_evaluation(target, evaluation, shown=shown, samples=samples, items=items, outcomes=outcomes)
+        return write_evaluation(
+            target, evaluation, shown=shown, samples=samples, items=items, clusters=clusters, outcomes=outcomes
+        )
 
     # ---------------------------------------------------------------------------------------------------- ending
 
@@ -302,12 +306,19 @@ class BaseSlot:
         *,
         samples: Iterable[Mapping[str, Any]] = (),
         items: Sequence[str] = (),
+        clusters: Sequence[str | None] = (),
         outcomes: Mapping[str, np.ndarray] = {},
     ) -> Evaluation:
         """Store it as `Slot.add` does; its `folder` is relative to the results folder."""
         assert evaluation.key == self.key
         self.evaluation = write_evaluation(
-            self.folder, evaluation, shown=self._shown, samples=samples, items=items, outcomes=outcomes
+            self.folder,
+            evaluation,
+            shown=self._shown,
+            samples=samples,
+            items=items,
+            clusters=clusters,
+            outcomes=outcomes,
         )
         return self.evaluation
 

@@ -26,7 +26,8 @@ DIGITS = 6
 _COLUMNS = (
     ("experiment", "method", "seeds", "total_seconds", "train_seconds", "score", "base_score", "train_loss"),
     ("memory_max", "memory_99th", "memory_avg", "trainable_parameters", "adapter_bytes", "created_at", "task"),
-    ("forgetting", "model", "train_samples", "train_tokens", "num_items", "total_parameters", "steps", "category"),
+    ("forgetting", "retention", "model", "train_samples", "train_tokens", "num_items", "total_parameters", "steps"),
+    ("category",),
 )
 _SHOWN = {"experiment", "method", "seeds", "score", "base_score", "train_seconds", "memory_max"} | {
     "trainable_parameters",

@@ -30,7 +30,7 @@ class Batch:
         labels: [rows, positions], IGNORE where no loss is taken; None for classification.
         weights: [rows, positions] loss weights, or None when all are 1.
         first_label: Smallest label position over the rows, at least 1 (position 0 has nothing before it).
-        classes: [rows] class numbers, or None.
+        classes: [rows] class numbers, or (float32) the values of a regression; None for texts.
         type_ids: [rows, positions] segment ids of pair encoders, or None.
         num_tokens: Real tokens.
         items: Item ids of the rows, in order.
@@ -94,11 +94,16 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, eos_weight: float = 1.0) -
         labels=labels,
         weights=weights,
         first_label=min(max(1, min(row.labels_from for row in rows)), length),
-        classes=torch.tensor([int(row.label or 0) for row in rows]) if classify else None,
+        classes=_answers([row.label for row in rows if row.label is not None]) if classify else None,
         type_ids=type_ids,
         num_tokens=sum(len(row.ids) for row in rows),
         items=tuple(row.item for row in rows),
     )
+
+
+def _answers(labels: Sequence[int | float]) -> torch.Tensor:
+    """Class numbers as integers, values as float32."""
+    return torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)
 
 
 @dataclass(frozen=True, kw_only=True)

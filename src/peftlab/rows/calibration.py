@@ -18,7 +18,7 @@ from peftlab.config.groups import CalibrationSettings
 from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 from peftlab.protocols import Example, Start
-from peftlab.rows import texts, tokenise
+from peftlab.rows import texts, training_rows
 from peftlab.rows.batching import collate
 from peftlab.rows.data import Rows
 from peftlab.rows.tokenise import TokenRow
@@ -64,7 +64,8 @@ def check(spec: RunSpec, start: Start, rows: Rows) -> None:
     """
     settings = spec.calibration
     if settings.source in _PARTS:
-        _enough(settings, start, len(getattr(rows, settings.source)))
+        if spec.task.kind != "text":  # how many windows it comes to, only its tokens say
+            _enough(settings, start, len(getattr(rows, settings.source)))
         return
     text = texts.for_forgetting(settings.source) if _is_text(settings.source) else None
     if not isinstance(text, tuple):
@@ -72,7 +73,7 @@ def check(spec: RunSpec, start: Start, rows: Rows) -> None:
             f"calibration.source = {settings.source}: {text or 'there is no such part or text'}",
             fix=f"use {', '.join([*_PARTS, *texts.available()])}",
         )
-    if spec.task.kind == "classify" and start.needs_labels:
+    if spec.task.has_head and start.needs_labels:
         raise UserError(
             f"calibration.source = {settings.source}: this start reads classes, which a text has none of",
             fix="set calibration.source=train",
@@ -128,9 +129,8 @@ def _enough(settings: CalibrationSettings, start: Start, available: int, *, usab
 
 def _tokens(examples: Sequence[Example], spec: RunSpec, start: Start, tokenizer: Any, limit: int) -> list[TokenRow]:
     """Rows of a part, without those that lost all of their answer where the start reads a loss."""
-    kind = "classify" if spec.task.kind == "classify" else "causal"
-    found, _ = tokenise.tokenise(examples, tokenizer, kind=kind, max_length=limit, loss_mask=spec.data.loss_mask)
-    return [row for row in found if kind == "classify" or not start.needs_labels or row.num_labels > 0]
+    found, _ = training_rows.make(examples, tokenizer, spec.task, max_length=limit, loss_mask=spec.data.loss_mask)
+    return [row for row in found if spec.task.has_head or not start.needs_labels or row.num_labels > 0]
 
 
 def _windows(source: str, tokenizer: Any, limit: int) -> list[TokenRow]:

@@ -25,6 +25,9 @@ from peftlab.protocols import Example
 from peftlab.rows import overlap, sources
 from peftlab.rows.sources import Table
 
+NOTABLE_NGRAM_OVERLAP = 0.01
+"""Share of test items with a run of words from training rows that is said, where a task knows of none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -36,7 +39,7 @@ class Rows:
         test: Test rows.
         shots: Few-shot examples: training rows whose text is in neither validation nor test.
         fingerprints: For each part the digest of its ordered item ids and references.
-        facts: Counts, origins and overlap figures, for the record.
+        facts: Counts, origins, overlap figures and notes on them, for the record.
         partial: Whether a part comes from less than a published split.
     """
 
@@ -74,6 +77,7 @@ def load(spec: RunSpec) -> Rows:
         "overlap": _overlap(task, chosen, allowed, tables.get("test")),
         "partial": sorted(part for part, table in tables.items() if table.partial),
     }
+    facts["notes"] = _notes(task, facts["overlap"], len(chosen["test"]))
     shots = _shots(task, chosen, spec.generation.few_shot, spec.data.data_seed)
     named: dict[str, list[Example]] = {str(part): chosen[part] for part in PARTS if part in tables}
     if shots:
@@ -102,7 +106,7 @@ def _read_all(task: Task) -> dict[Part, Table]:
         source: Source | None = getattr(task, part)
         if source is None:
             continue
-        plain = source.model_dump(mode="json", exclude={"sample", "sample_by", "split", "max_characters"})
+        plain = source.model_dump(mode="json", exclude={"sample", "sample_by", "split", "max_characters", "partial"})
         key = digest({**plain, "split": source.split_name})
         if key not in seen:
             with _about(task, part):
@@ -110,7 +114,7 @@ def _read_all(task: Task) -> dict[Part, Table]:
         tables[part] = Table(
             rows=seen[key].rows,
             origin={**seen[key].origin, **({"split": source.split} if source.split else {})},
-            partial=seen[key].partial,
+            partial=seen[key].partial or source.partial,
         )
     return tables
 
@@ -310,7 +314,8 @@ def _overlap(
         assert test_table is not None
         _refuse_leak(task, chosen, allowed, test_table)
     valid = _shares(task, chosen["valid"], chosen["train"])
-    return {"columns": list(input_columns(task)), "allowed": allowed, **test, "valid": valid}
+    known = {"allowed": allowed, "known_ngram13": task.known_ngram_overlap}
+    return {"columns": list(input_columns(task)), **known, **test, "valid": valid}
 
 
 def _shares(task: Task, items: Sequence[Example], train: Sequence[Example]) -> dict[str, Any]:
@@ -328,13 +333,31 @@ def _shares(task: Task, items: Sequence[Example], train: Sequence[Example]) -> d
     }
 
 
-def refuse_overlap(spec: RunSpec, rows: Rows, own: RunSpec) -> None:
+def _notes(task: Task, found: Mapping[str, Any], count: int) -> list[str]:
+    """What a reader of the scores should know: leaks known by name, and more shared runs of words than are known.
+
+    A test that is a draw may by chance hold more of a known overlap than its whole split: two standard errors more.
+    """
+    notes = [f"known leak: {sentence}" for sentence in task.known_leaks]
+    known = task.known_ngram_overlap or NOTABLE_NGRAM_OVERLAP
+    drawn = task.test is not None and task.test.sample is not None
+    chance = 2 * math.sqrt(known * (1 - known) / count) if drawn and count else 0.0
+    if found["ngram13"] is not None and found["ngram13"] > known + chance:
+        what = f"{known:.1%} is known of this task" if task.known_ngram_overlap else "none is known of this task"
+        notes.append(
+            f"{found['ngram13_items']} of {count} test items ({found['ngram13']:.1%}) share {overlap.NGRAM} words in a "
+            f"row with training rows; {what}"
+        )
+    return notes
+
+
+def refuse_overlap(spec: RunSpec, rows: Rows, own: RunSpec, *, trained_on: Sequence[Example]) -> None:
     """Refuse to score a run on another task whose test items stand among the rows that it was trained on.
 
     Raises:
         UserError: More of them than `data.allow_overlap` (or the task) allows.
     """
-    known = {" ".join(text) for text in input_texts(own.task, load(own).train)}
+    known = {" ".join(text) for text in input_texts(own.task, trained_on)}
     allowed = spec.data.allow_overlap if spec.data.allow_overlap is not None else spec.task.allow_overlap
     found = [text for text in input_texts(spec.task, rows.test) if " ".join(text) in known]
     if rows.test and len(found) / len(rows.test) > allowed:

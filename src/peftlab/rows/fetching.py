@@ -107,7 +107,7 @@ def _wanted(name: str) -> list[_Wanted]:
         raise unknown_name("task or text", name, [*available(), *texts.available()])
     task = load(name)
     named = [getattr(task, part) for part in PARTS]
-    return [_Wanted(source=source) for source in named if source is not None]
+    return [_Wanted(source=one) for source in named if source is not None for one in source.each()]
 
 
 # ------------------------------------------------------------------------------------------------------- one split
@@ -175,7 +175,7 @@ def _entry(entry: Mapping[str, Any] | None, source: Source, revision: str | None
 
 def _safe_names(source: Source) -> None:
     """Names become folders and files: none may lead elsewhere."""
-    for part in (*str(source.dataset).split("/"), *([source.subset] if source.subset else []), source.split_name):
+    for part in (*str(source.dataset).split("/"), *([str(source.subset)] if source.subset else []), source.split_name):
         if not _SAFE.fullmatch(part) or ".." in part:
             raise UserError(
                 f"'{part}' of {hub_name(source)}, split '{source.split_name}', cannot name a file",

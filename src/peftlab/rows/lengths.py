@@ -15,7 +15,7 @@ from typing import Any
 from peftlab.config.groups import BatchSettings
 from peftlab.config.spec import RunSpec
 from peftlab.protocols import Example
-from peftlab.rows import tokenise
+from peftlab.rows import tokenise, training_rows
 from peftlab.rows.batching import Stream
 from peftlab.rows.tokenise import TokenRow
 
@@ -77,7 +77,11 @@ def tokens(
     step = 1 if at_most is None else max(1.0, len(examples) / at_most)
     chosen = [examples[int(number * step)] for number in range(math.ceil(len(examples) / step))]
     limit, mask = spec.data.max_length, spec.data.loss_mask
-    rows: list[TokenRow] = []
+    if spec.task.kind == "text":  # windows: nothing is cut off them, and those of a joined text are known together
+        rows, _ = training_rows.make(chosen, tokenizer, spec.task, max_length=limit, loss_mask=mask)
+        tell(len(chosen))
+        return Tokens(rows=rows, lengths=[len(row.ids) for row in rows], available=len(rows))
+    rows = []
     lengths: list[int] = []
     for start in range(0, len(chosen), _CHUNK):
         part = chosen[start : start + _CHUNK]

@@ -22,9 +22,12 @@ def normal(columns: Iterable[str]) -> Text:
 
 
 def equal(items: Sequence[Text], others: Iterable[Text]) -> list[int]:
-    """Positions in `items` of those whose texts all equal those of one of `others`; both are `normal`."""
+    """Positions in `items` of those whose texts all equal those of one of `others`; both are `normal`.
+
+    An item without any text (a blank line) is no repetition of anything.
+    """
     known = set(others)
-    return [position for position, item in enumerate(items) if item in known]
+    return [position for position, item in enumerate(items) if item in known and any(item)]
 
 
 def sharing(items: Sequence[Text], others: Iterable[Text], *, size: int = NGRAM) -> list[int]:

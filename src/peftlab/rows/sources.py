@@ -55,11 +55,21 @@ def read(source: Source, *, first: int | None = None) -> Table:
     """
     if source.generator is not None:
         return _generated(source)
+    if isinstance(source.subset, tuple):
+        return _joined([read(one, first=first) for one in source.each()])
     path = local_file(source)
     if path is not None:
         origin = {"from": "file", "file": path.name, "split": source.split, "content": _content(path)}
         return Table(rows=read_rows(path), origin=origin)
     return read_mirror(source) or read_hub(source, first)
+
+
+def _joined(tables: Sequence[Table]) -> Table:
+    """Several subsets as one table, in their order."""
+    rows = [row for table in tables for row in table.rows]
+    origins = [dict(table.origin) for table in tables]
+    common = {name: value for name, value in origins[0].items() if all(one.get(name) == value for one in origins)}
+    return Table(rows=rows, origin={**common, "subsets": origins}, partial=any(table.partial for table in tables))
 
 
 # ------------------------------------------------------------------------------------------------------- slices
@@ -125,8 +135,8 @@ def read_mirror(source: Source) -> Table | None:
         shown = ", ".join(name + (" (a part)" if name in partial else "") for name in sorted(splits))
         raise UserError(
             f"the mirror has no split '{source.split_name}' of {hub_name(source)}; it has: {shown}",
-            fix="name one of these where the split is named (a task's 'split'; a YAML's dataset.train_split, eval_split, "
-            "test_split), or for training rows with data.train_split=NAME: a part is used only when it is named; or "
+            fix="name one of these where the split is named (a task's 'split'; a YAML's dataset.train_split, "
+            "eval_split or test_split), or for training rows with data.train_split=NAME: a part is used only when it is named; or "
             f"unset {MIRROR_VARIABLE}",
         )
     held = entry.get("revision")
@@ -173,7 +183,8 @@ def _mirror_index() -> tuple[dict[str, Any], Path]:
 
 def hub_name(source: Source) -> str:
     """The name of a hub data set with its subset, as a mirror's index has it."""
-    return f"{source.dataset}:{source.subset}" if source.subset else str(source.dataset)
+    subset = "+".join(source.subset) if isinstance(source.subset, tuple) else source.subset
+    return f"{source.dataset}:{subset}" if subset else str(source.dataset)
 
 
 def _declared(source: Source) -> dict[str, Any]:

@@ -63,12 +63,12 @@ def tokenise(
     """
     if kind == "classify":
         return _classification_rows(examples, tokenizer, max_length)
-    eos = _eos_id(tokenizer)
-    prefix = _prefix(tokenizer)
-    prompts = _encode([example.prompt for example in examples], tokenizer)
-    wholes = _encode([example.prompt + example.target for example in examples], tokenizer)
+    eos = eos_id(tokenizer)
+    prefix = prefix_of(tokenizer)
+    prompts = encode([example.prompt for example in examples], tokenizer)
+    wholes = encode([example.prompt + example.target for example in examples], tokenizer)
     apart = [index for index, ids in enumerate(prompts) if wholes[index][: len(ids)] != ids]
-    targets = _encode([examples[index].target for index in apart], tokenizer)
+    targets = encode([examples[index].target for index in apart], tokenizer)
     for index, target in zip(apart, targets, strict=True):
         wholes[index] = prompts[index] + target
     rows = []
@@ -93,7 +93,7 @@ def prompt_ids(text: str, tokenizer: Any) -> Ids:
 
     What a tokenizer puts after every text (some add an EOS) is left off: the text goes on.
     """
-    return (*_prefix(tokenizer), *_encode([text], tokenizer)[0])
+    return (*prefix_of(tokenizer), *encode([text], tokenizer)[0])
 
 
 def chat_prompt(text: str, tokenizer: Any) -> Ids:
@@ -122,7 +122,12 @@ def chat_prompt(text: str, tokenizer: Any) -> Ids:
 # -------------------------------------------------------------------------------------------------- tokenizers
 
 
-def _eos_id(tokenizer: Any) -> int:
+def eos_id(tokenizer: Any) -> int:
+    """The id that ends a text.
+
+    Raises:
+        UserError: The tokenizer has none.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the model's tokenizer has no end-of-sequence token: a model trained without one never learns to stop",
@@ -131,8 +136,12 @@ def _eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _prefix(tokenizer: Any) -> Ids:
-    """The ids that the tokenizer itself puts before every text (a BOS, or nothing)."""
+def prefix_of(tokenizer: Any) -> Ids:
+    """The ids that the tokenizer itself puts before every text (a BOS, or nothing).
+
+    Raises:
+        UserError: The tokenizer cannot be used.
+    """
     probe = tokenizer("a", return_special_tokens_mask=True, verbose=False)
     ids, added = probe["input_ids"], probe["special_tokens_mask"]
     if 0 not in added:
@@ -140,7 +149,7 @@ def _prefix(tokenizer: Any) -> Ids:
     return tuple(ids[: added.index(0)])
 
 
-def _encode(texts: Sequence[str], tokenizer: Any) -> list[Ids]:
+def encode(texts: Sequence[str], tokenizer: Any) -> list[Ids]:
     """Ids of many texts without any special tokens added, nothing cut.
 
     Tokenizers written in Rust are asked directly and without offsets, which takes half the time; the call before it

@@ -1,8 +1,9 @@
-"""The classes that a model's head gives to texts."""
+"""The classes, or the numbers, that a model's head gives to texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,6 +26,21 @@ def rows_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Seq
 
 def classify(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> Predicting:
     """The class with the largest logit, for every example; in the order of `examples`."""
+    return _read(built, examples, spec, shots, _class_of)
+
+
+def regress(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> Predicting:
+    """The number that the head gives, for every example; in the order of `examples`."""
+    return _read(built, examples, spec, shots, _value_of)
+
+
+def _read(
+    built: Built,
+    examples: Sequence[Example],
+    spec: RunSpec,
+    shots: Sequence[Example],
+    said: Callable[[Sequence[float]], Prediction],
+) -> Predicting:
     rows = rows_of(built, examples, spec, shots)
     here = processes.world()
     found: dict[int, list[float]] = {}
@@ -33,7 +49,12 @@ def classify(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Se
         found.update(zip(indices, logits.float().tolist(), strict=True))
         yield Progress(done=min(len(found) * here.size, len(rows)), total=len(rows))
     found = processes.merged(found)
-    return [_class_of(found[index]) for index in range(len(rows))], sum(row.truncated for row in rows)
+    return [said(found[index]) for index in range(len(rows))], sum(row.truncated for row in rows)
+
+
+def _value_of(scores: Sequence[float]) -> Prediction:
+    (value,) = scores
+    return Prediction(value=value) if math.isfinite(value) else Prediction(finish="not_finite")
 
 
 def _class_of(scores: Sequence[float]) -> Prediction:

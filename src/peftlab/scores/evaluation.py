@@ -13,14 +13,16 @@ from peftlab.errors import UserError
 from peftlab.modelling import models
 from peftlab.modelling.models import Built
 from peftlab.protocols import Example
-from peftlab.scores import answering, choosing, classifying, grading
+from peftlab.scores import answering, choosing, classifying, grading, language
 from peftlab.scores.passes import Scoring, logits_of
+from peftlab.scores.stored import TRUNCATED
 
-TRUNCATED = "truncated"
-"""Note of an evaluation: items that lost text at `data.max_length`, or whose prompt left no room for an answer."""
-
-
-_PREDICT = {"generate": answering.answer, "choose": choosing.choose, "classify": classifying.classify}
+_PREDICT = {
+    "generate": answering.answer,
+    "choose": choosing.choose,
+    "classify": classifying.classify,
+    "regress": classifying.regress,
+}
 
 
 def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Sequence[Example] = ()) -> Scoring:
@@ -33,6 +35,8 @@ def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Se
         raise UserError(f"task '{spec.task.name}': there are no rows to score", fix="mend the task's splits")
     models.use_arithmetic(spec.model)
     spec = _rows_alone(spec, built)
+    if spec.task.kind == "text":
+        return (yield from language.score_texts(built, examples, spec))
     predictions, cut = yield from _PREDICT[spec.task.kind](built, examples, spec, shots)
     found = grading.grade(spec.task, examples, predictions)
     return replace(found, notes={**found.notes, TRUNCATED: cut})
@@ -49,9 +53,10 @@ def rehearse(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Se
     """Run the heaviest evaluation batch once, to its full length: out of memory shows now, not at the end."""
     spec = _rows_alone(spec, built)
     if spec.task.kind != "generate":
-        rows_of = choosing.rows_of if spec.task.kind == "choose" else classifying.rows_of
-        rows = rows_of(built, examples, spec, shots)
-        longest = sorted(rows, key=lambda row: -len(row.ids))[: spec.batch.per_device_eval_batch_size]
+        modules = {"choose": choosing, "text": language}
+        rows = modules.get(spec.task.kind, classifying).rows_of(built, examples, spec, shots)
+        batch = language.few_tokens(spec.batch, rows) if spec.task.kind == "text" else spec.batch
+        longest = sorted(rows, key=lambda row: -len(row.ids))[: batch.per_device_eval_batch_size]
         logits_of(built, longest)
         return
     answering.rehearse(built, examples, spec, shots)

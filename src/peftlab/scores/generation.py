@@ -47,7 +47,8 @@ def limited(
 
 def options_of(built: Built, settings: GenerationSettings, stop: Sequence[str], **more: Any) -> dict[str, Any]:
     """What an engine is told besides the prompts."""
-    sampling = {name: getattr(settings, name) for name in ("do_sample", "temperature", "top_p", "top_k", "num_beams")}
+    names = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "length_penalty", "no_repeat_ngram_size")
+    sampling = {name: getattr(settings, name) for name in names}
     return {**sampling, "stop": tuple(stop), "pad_id": built.pad_id, **more}
 
 

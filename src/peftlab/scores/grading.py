@@ -14,6 +14,9 @@ from peftlab.errors import UserError
 from peftlab.protocols import Example, Grade, Grader, Prediction, find, metric_name
 from peftlab.records.record import Metric
 
+UNDEFINED = "undefined"
+"""Note of an evaluation: metrics that the task names and its items do not define (of three classes, F1 of class 1)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
@@ -22,6 +25,7 @@ class Scored:
     Attributes:
         metrics: By name, the task's primary one first.
         outcomes: Per metric, one number an item, in the order of `items`.
+        clusters: For each item the id that it shares with others of its source, or None; empty: none shares any.
         samples: One JSON-able object an item, enough to read and to grade again.
     """
 
@@ -29,6 +33,7 @@ class Scored:
     outcomes: dict[str, np.ndarray]
     samples: list[dict[str, Any]]
     items: list[str]
+    clusters: list[str | None] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     num_tokens: int | None = None
@@ -36,6 +41,7 @@ class Scored:
 
 def grade(task: Task, examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scored:
     """Grade predictions under every mode of the task's grader. Needs no model."""
+    assert task.grader is not None, "plain text is not graded"
     grader: Grader = find("graders", task.grader.name)
     modes = task.grader.modes or grader.modes
     for mode in modes:
@@ -55,6 +61,12 @@ def grade(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
         for mode, found in grades.items()
     }
     summary = dict(grader.summary(grades[modes[0]], examples))
+    for name, values in grader.corpus(grades[modes[0]], examples).items():
+        if name in task.metrics:
+            outcomes[name] = np.array(values, dtype=np.float64)
+        else:
+            summary[name] = float(np.mean(values))
+    undefined = [name for name in task.metrics if name not in outcomes]
     metrics = {name: mean(values, task.metrics.get(name, "higher")) for name, values in outcomes.items()}
     primary_first = sorted(metrics, key=lambda name: (name != task.primary_metric, list(metrics).index(name)))
     return Scored(
@@ -65,9 +77,11 @@ def grade(task: Task, examples: Sequence[Example], predictions: Sequence[Predict
             for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
         ],
         items=[example.item for example in examples],
+        clusters=[example.cluster for example in examples],
         baselines={name: value for name, value in summary.items() if name.startswith("baseline")},
         notes={
             **{name: value for name, value in summary.items() if not name.startswith("baseline")},
+            **({UNDEFINED: undefined} if undefined else {}),
             "valid_answers": {mode: sum(grade.valid for grade in found) for mode, found in grades.items()},
         },
         num_tokens=sum(prediction.num_tokens or 0 for prediction in predictions) or None,
@@ -91,6 +105,7 @@ def _sample(example: Example, prediction: Prediction, grades: Mapping[str, Grade
     }
     return {
         "item": example.item,
+        **({} if example.cluster is None else {"cluster": example.cluster}),
         "columns": dict(example.columns),
         "reference": example.reference,
         "prediction": said,

@@ -1,4 +1,7 @@
-"""The loss on plain text, of all its tokens together; never counts padding."""
+"""Plain text: how well a model predicts its tokens, all of them together; never counts padding.
+
+`score_texts` is for tasks of plain text, `text_loss` for the general text on which forgetting is measured.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,118 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from peftlab.config.spec import TEXT_WINDOW_TOKENS, TEXT_WINDOWS
+from peftlab.config.groups import BatchSettings
+from peftlab.config.spec import TEXT_WINDOW_TOKENS, TEXT_WINDOWS, RunSpec
 from peftlab.digest import digest
 from peftlab.errors import UserError
 from peftlab.events import Progress
 from peftlab.loop import loss
 from peftlab.modelling.models import Built
+from peftlab.parallel import processes
+from peftlab.protocols import Example
+from peftlab.rows import windows
+from peftlab.rows.batching import Batch
 from peftlab.rows.tokenise import TokenRow
 from peftlab.scores.grading import Scored, mean
-from peftlab.scores.passes import Scoring, logits_of
+from peftlab.scores.passes import Scoring, batched, logits_of
+
+_TOKENS_AT_A_TIME = 2048
+"""Logits of all positions are large: no batch has more tokens than this, but for a window that alone has more."""
+
+_NATS, _NATS_OF_END, _RIGHT, _LABELS, _BYTES = range(5)
+"""What is summed of an item: loss of its labels, of its end alone, labels that were likeliest, labels, bytes."""
+
+
+def rows_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> list[TokenRow]:
+    """All windows of the texts."""
+    return [row for piece in _pieces_of(built, examples, spec) for row in piece.rows]
+
+
+def score_texts(built: Built, examples: Sequence[Example], spec: RunSpec) -> Scoring:
+    """Score a task of plain text on the very tokens that a training would learn, under the metrics it names.
+
+    Items are documents or, where the task joins its rows, windows of `data.max_length` tokens.
+
+    loss: Nats per token, of all tokens together: the sum of their losses by their number.
+    perplexity: e to the loss.
+    token_accuracy: The share of tokens that the model gave the largest logit.
+    bits_per_byte: The loss of the text's own tokens, without the end of each document, in bits per byte of its UTF-8.
+        It does not depend on the tokenizer (Gao et al. 2020, The Pile, https://arxiv.org/abs/2101.00027, section 3.1).
+
+    All of them are (functions of) ratios of sums. An item's outcome is its linearised part in that: for a ratio R of
+    sums of x and y over n items, R + n (x - R y) / sum(y); for perplexity, by the delta method, that of the loss times
+    the perplexity. Their mean is the metric, and their spread gives its standard error (Cochran 1977, Sampling
+    Techniques, section 6.3), so that paired tests need nothing of their own.
+    """
+    pieces = _pieces_of(built, examples, spec)
+    rows = [row for piece in pieces for row in piece.rows]
+    here = processes.world()
+    found: dict[int, list[float]] = {}
+    for indices in batched(rows, few_tokens(spec.batch, rows))[here.rank :: here.size]:
+        logits, batch = logits_of(built, [rows[index] for index in indices])
+        found.update(zip(indices, _sums(logits, batch, [rows[index] for index in indices]), strict=True))
+        yield Progress(done=min(len(found) * here.size, len(rows)), total=len(rows))
+    found = processes.merged(found)
+    per_row = iter(found[index] for index in range(len(rows)))
+    sums = np.array(
+        [[*np.sum([next(per_row) for _ in piece.rows], axis=0), piece.num_bytes] for piece in pieces], dtype=np.float64
+    )
+    outcomes = {name: _outcomes(name, sums) for name in spec.task.metrics}
+    return Scored(
+        metrics={name: mean(values, spec.task.metrics[name]) for name, values in outcomes.items()},
+        outcomes=outcomes,
+        samples=[],
+        items=[piece.item for piece in pieces],
+        clusters=[piece.cluster for piece in pieces],
+        notes={
+            "windows": len(rows),
+            "tokens": int(sums[:, _LABELS].sum()),
+            "bytes": round(sums[:, _BYTES].sum()),
+            "empty_texts": len(examples) - len(pieces) if spec.task.join is None else 0,
+        },
+        num_tokens=int(sums[:, _LABELS].sum()),
+    )
+
+
+def _pieces_of(built: Built, examples: Sequence[Example], spec: RunSpec) -> list[windows.Piece]:
+    return windows.pieces(examples, built.tokenizer, max_length=spec.data.max_length, join=spec.task.join)
+
+
+def few_tokens(batch: BatchSettings, rows: Sequence[TokenRow]) -> BatchSettings:
+    """The settings of evaluation batches, small enough for the logits of every position of such rows."""
+    longest = max(len(row.ids) for row in rows)
+    size = min(batch.per_device_eval_batch_size, max(1, _TOKENS_AT_A_TIME // longest))
+    return batch.model_copy(update={"per_device_eval_batch_size": size})
+
+
+def _sums(logits: torch.Tensor, batch: Batch, rows: Sequence[TokenRow]) -> list[list[float]]:
+    """For each row the sums over its labels, but for the bytes."""
+    losses, mask = loss.token_losses(logits, batch)
+    assert batch.labels is not None
+    likeliest = logits[:, -batch.keep :][:, :-1].argmax(dim=-1)
+    right = (likeliest == batch.labels[:, batch.first_label :])[mask]
+    counts = mask.sum(dim=1).tolist()
+    parts, hits_of = torch.split(losses.double(), counts), torch.split(right, counts)
+    return [
+        [float(of_row.sum()), float(of_row[-1]) if row.has_eos else 0.0, float(hits.sum()), float(len(of_row))]
+        for row, of_row, hits in zip(rows, parts, hits_of, strict=True)
+    ]
+
+
+def _outcomes(name: str, sums: np.ndarray) -> np.ndarray:
+    """One number an item, whose mean is the metric."""
+    if name == "perplexity":
+        of_loss = _outcomes("loss", sums)
+        value = of_loss.mean()
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(np.exp(value) * (1 + of_loss - value))
+    parts, wholes = {
+        "loss": (sums[:, _NATS], sums[:, _LABELS]),
+        "token_accuracy": (sums[:, _RIGHT], sums[:, _LABELS]),
+        "bits_per_byte": ((sums[:, _NATS] - sums[:, _NATS_OF_END]) / math.log(2), sums[:, _BYTES]),
+    }[name]
+    ratio = parts.sum() / wholes.sum()
+    return np.asarray(ratio + len(sums) * (parts - ratio * wholes) / wholes.sum())
 
 
 def text_loss(built: Built, texts: Sequence[str], *, batch_size: int, row_tokens: int | None = None) -> Scoring:

@@ -15,18 +15,19 @@ from typing import Any, Literal
 import torch
 
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import Part
-from peftlab.digest import folder_digest
+from peftlab.config.task import Part, graded_by, measured_metrics
+from peftlab.digest import digest, folder_digest
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Stage
 from peftlab.loop import checkpoint
-from peftlab.modelling import models, weights
+from peftlab.modelling import models, swapping, weights
 from peftlab.parallel import processes
-from peftlab.protocols import Example, Prediction, find
-from peftlab.records.record import Evaluation, loads
+from peftlab.protocols import Example
+from peftlab.records.record import Evaluation
 from peftlab.records.store import BaseSlot, RunStore, Slot
 from peftlab.rows import data, texts
-from peftlab.scores import evaluation, grading, language
+from peftlab.scores import evaluation, grading, language, samples
+from peftlab.scores import stored as predicted
 from peftlab.scores.grading import Scored
 
 _TEXT_BATCH_SIZE = 8
@@ -39,20 +40,32 @@ Scoring = Generator[Event, None, Evaluation | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """One evaluation to be made: of a part of the task or of the general text, with the weights of a step.
+    """One evaluation to be made: of a part of the task, of the general text or of a sample, with the weights of a step.
 
-    `step` is None for the starting model.
+    `step` is None for the starting model, `sampled` for what is no sample. `adapter` is the content of a saved adapter
+    that belongs to no run: then its weights are scored on the starting model, and kept as if it were another model.
     """
 
-    what: Literal["task", "text"]
+    what: Literal["task", "text", "sample"]
     part: Part
     role: Role
     step: int | None
+    sampled: samples.Sampled | None = None
+    adapter: str | None = None
+
+    def under(self, spec: RunSpec) -> RunSpec:
+        """The spec that it is made under, for the run `spec`."""
+        return spec if self.sampled is None else samples.spec_of(spec, self.sampled)
 
     def key(self, spec: RunSpec, run_key: str) -> str:
         """The evaluation key under `spec`, of the weights of run `run_key` (or of the bare model)."""
         source = spec.base_identity() if self.step is None else {"run": run_key, "step": self.step}
-        return spec.text_key(source) if self.what == "text" else spec.evaluation_key(self.part, source)
+        if self.adapter is not None:
+            source = {**source, "adapter": self.adapter}
+        if self.what == "text":
+            return spec.text_key(source)
+        key = self.under(spec).evaluation_key(self.part, source)
+        return key if self.sampled is None else digest({"sample": self.sampled.suite, "of": key})
 
 
 def wanted_evaluations(spec: RunSpec, *, step: int, role: Role, snapshots: tuple[int, ...] = ()) -> list[Wanted]:
@@ -68,24 +81,27 @@ def wanted_evaluations(spec: RunSpec, *, step: int, role: Role, snapshots: tuple
         return []
     whole = spec.train.evaluate == "all"
     parts: list[Part] = ["test"] if whole and spec.task.test is not None else []
-    text = whole and spec.data.forgetting is not None and spec.task.kind != "classify"
+    text = whole and spec.data.forgetting is not None and not spec.task.has_head
+    sampled = samples.asked(spec) if whole else ()
     wanted: list[Wanted] = []
     if no_start(spec) is None:
         wanted += [Wanted(what="task", part=part, role="base", step=None) for part in parts]
     if text:
         wanted.append(Wanted(what="text", part="test", role="base", step=None))
+    wanted += [Wanted(what="sample", part="test", role="base", step=None, sampled=one) for one in sampled]
     if spec.task.valid is not None:
         wanted += [Wanted(what="task", part="valid", role="step", step=kept) for kept in snapshots]
     wanted += [Wanted(what="task", part=part, role=role, step=step) for part in parts]
     if text:
         wanted.append(Wanted(what="text", part="test", role=role, step=step))
-    return wanted
+    return wanted + [Wanted(what="sample", part="test", role=role, step=step, sampled=one) for one in sampled]
 
 
 def no_start(spec: RunSpec) -> str | None:
     """Why the starting model cannot be scored on this task, or None when it can."""
-    if spec.task.kind == "classify":
-        return "the starting model has a new classification head: its score would be that of random weights"
+    if spec.task.has_head:
+        head = "classification" if spec.task.kind == "classify" else "regression"
+        return f"the starting model has a new {head} head: its score would be that of random weights"
     return None
 
 
@@ -95,7 +111,7 @@ def kept_snapshots(slot: Slot) -> tuple[int, ...]:
 
 
 def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], run_key: str) -> list[Wanted]:
-    """Those not stored yet; those on a text that cannot be had here are left out."""
+    """Those not stored yet; those on a text or a sample that cannot be had here are left out."""
     have = slot.evaluations()
     model = slot.get("model") or {"revision": models.commit_of(spec.model)}
     text = texts.for_forgetting(spec.data.forgetting) if any(one.what == "text" for one in wanted) else ""
@@ -105,59 +121,81 @@ def missing(spec: RunSpec, store: RunStore, slot: Slot, wanted: list[Wanted], ru
         stored = store.base_evaluation(key) if one.step is None else have.get(key)
         if one.step is None and stored is not None:
             same_start(stored, model.get("revision"))
-        current = stored is not None and (one.what == "text" or _graded_as(spec, stored))
-        if not current and not (one.what == "text" and isinstance(text, str)):
+        if is_current(spec, one, stored) or (one.what == "text" and isinstance(text, str)):
+            continue
+        if one.sampled is None or samples.unavailable(one.sampled.task) is None:
             result.append(one)
     return result
+
+
+def is_current(spec: RunSpec, wanted: Wanted, stored: Evaluation | None) -> bool:
+    """Whether an evaluation is stored, with the grades that its task asks for now."""
+    return stored is not None and (wanted.what == "text" or _graded_as(wanted.under(spec), stored))
+
+
+def _rows_of(spec: RunSpec, wanted: Wanted, rows: data.Rows) -> data.Rows:
+    """The rows that an evaluation is of: those of the run's task, or a sample's."""
+    return rows if wanted.sampled is None else data.load(wanted.under(spec))
 
 
 def _graded_as(spec: RunSpec, stored: Evaluation) -> bool:
     """Whether a stored evaluation has the grades that the task asks for now: grader, version, modes and directions."""
     directions = {name: metric.direction for name, metric in stored.metrics.items()}
-    asked = {name: spec.task.metrics.get(name, "higher") for name in directions}
-    return stored.grader == _grader(spec) and directions == asked and next(iter(directions)) == spec.task.primary_metric
+    named = [name for name in measured_metrics(spec.task) if name in spec.task.metrics]
+    undefined = stored.notes.get(grading.UNDEFINED, ())
+    asked = {name: spec.task.metrics.get(name, "higher") for name in {*directions, *named}.difference(undefined)}
+    first = spec.task.primary_metric in (next(iter(directions)), *undefined)
+    return stored.grader == graded_by(spec.task) and directions == asked and first
 
 
 def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: Sequence[Example]) -> Scored | None:
     """The grades of stored predictions under the task's present grader; None when they must be made anew."""
-    file = folder / "samples.jsonl"
-    if stored is None or not file.is_file():
+    found = predicted.samples(folder) if stored is not None and spec.task.grader is not None else None
+    if found is None or [sample["item"] for sample in found] != [example.item for example in examples]:
         return None
-    samples = [loads(line) for line in file.read_text(encoding="ascii").splitlines()]
-    if [sample["item"] for sample in samples] != [example.item for example in examples]:
-        return None
-    plain: list[dict[str, Any]] = [
-        {name: tuple(v) if isinstance(v, list) else v for name, v in s["prediction"].items()} for s in samples
-    ]
-    return grading.grade(spec.task, examples, [Prediction(**one) for one in plain])
+    return grading.grade(spec.task, examples, [predicted.prediction(sample) for sample in found])
 
 
 def score_start(
-    spec: RunSpec, store: RunStore, rows: data.Rows, wanted: list[Wanted], *, run: Slot | None = None
+    spec: RunSpec,
+    store: RunStore,
+    rows: data.Rows,
+    wanted: list[Wanted],
+    *,
+    run: Slot | None = None,
+    bases: swapping.Bases | None = None,
+    folder: Path | None = None,
 ) -> Generator[Event, None, models.Base | None]:
     """Score the bare model where that is wanted; returns the base if it had to be loaded.
 
-    The time is that of `run`, even where it is spent waiting for another process that scores the same model.
+    The time is that of `run`, even where it is spent waiting for another process that scores the same model. `bases`
+    hands out the model where several are scored; without, it is loaded. `folder` is of a saved adapter of no run.
     """
     base: models.Base | None = None
     for one in wanted:
         started, loading = time.perf_counter(), 0.0
-        name = spec.task.name if one.what == "task" else str(spec.data.forgetting)
+        under, its = one.under(spec), _rows_of(spec, one, rows)
+        name = str(spec.data.forgetting) if one.what == "text" else under.task.name
         with store.base_slot(one.key(spec, ""), name) as slot:
             stored = slot.evaluation
             if stored is not None and base is not None:
                 same_start(stored, base.facts.get("revision"))
-            if stored is not None and (one.what == "text" or _graded_as(spec, stored)):
+            if stored is not None and is_current(spec, one, stored):
                 continue
-            again = _regraded(stored, slot.folder, spec, getattr(rows, one.part)) if one.what == "task" else None
+            again = _regraded(stored, slot.folder, under, getattr(its, one.part)) if one.what != "text" else None
             if stored is not None and again is not None:
-                yield from _store(slot, spec, one, stored, again)
+                yield from _store(slot, under, one, stored, again)
+                continue
+            if folder is not None:
+                assert bases is not None, "whoever scores saved adapters holds their bases"
+                yield from score(slot, spec, "", one, its, bases.trained(spec, folder), whose=START)
                 continue
             if base is None:
-                yield Stage(text=f"loading {spec.model.id}")
-                base = load_base(spec)
+                if bases is None or not bases.holds(spec):
+                    yield Stage(text=f"loading {spec.model.id}")
+                base = load_base(spec) if bases is None else bases.base(spec)
                 loading = time.perf_counter() - started
-            yield from score(slot, spec, "", one, rows, models.bare(base), whose=START)
+            yield from score(slot, spec, "", one, its, models.bare(base), whose=START)
         if run is not None:
             run.part_seconds("setup", loading)
             run.part_seconds("start", time.perf_counter() - started - loading)
@@ -165,28 +203,36 @@ def score_start(
 
 
 def score_trained(
-    spec: RunSpec, slot: Slot, rows: data.Rows, wanted: list[Wanted], run_key: str
+    spec: RunSpec,
+    slot: Slot,
+    rows: data.Rows,
+    wanted: list[Wanted],
+    run_key: str,
+    *,
+    bases: swapping.Bases | None = None,
 ) -> Generator[Event, None, None]:
-    """Score saved weights, each loaded once onto a fresh base."""
+    """Score saved weights, each loaded once onto a fresh base, or onto one that `bases` hands out."""
     loaded: tuple[int, models.Built, Path] | None = None
     for one in wanted:
         assert one.step is not None
         stored = slot.evaluations().get(one.key(spec, run_key))
-        if stored is not None and one.what == "task":
-            again = _regraded(stored, slot.folder / str(stored.folder), spec, getattr(rows, one.part))
+        under, its = one.under(spec), _rows_of(spec, one, rows)
+        if stored is not None and one.what != "text":
+            again = _regraded(stored, slot.folder / str(stored.folder), under, getattr(its, one.part))
             if again is not None:
-                yield from _store(slot, spec, one, stored, again)
+                yield from _store(slot, under, one, stored, again)
                 continue
         if loaded is None or loaded[0] != one.step:
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
             started = time.perf_counter()
             folder = weights_folder(slot, one.step).resolve()
-            loaded = (one.step, weights.load_trained(slot.spec, folder), folder)
+            load = weights.load_trained if bases is None else bases.trained
+            loaded = (one.step, load(slot.spec, folder), folder)
             if slot.spec.adapter is not None:
                 same_model(slot, loaded[1].facts)
             slot.part_seconds("test", time.perf_counter() - started)
-        yield from score(slot, spec, run_key, one, rows, loaded[1], whose=str(loaded[2]))
+        yield from score(slot, spec, run_key, one, its, loaded[1], whose=str(loaded[2]))
 
 
 def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
@@ -280,11 +326,11 @@ def weights_folder(slot: Slot, step: int) -> Path:
 
 def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluation, again: Scored) -> Scoring:
     """Put new grades in the place of old ones; the predictions stay."""
-    kept_notes = {name: stored.notes[name] for name in (evaluation.TRUNCATED,) if name in stored.notes}
+    kept_notes = {name: stored.notes[name] for name in (predicted.TRUNCATED,) if name in stored.notes}
     notes = {**again.notes, **kept_notes}
-    changes = {"metrics": again.metrics, "grader": _grader(spec), "baselines": again.baselines, "notes": notes}
+    changes = {"metrics": again.metrics, "grader": graded_by(spec.task), "baselines": again.baselines, "notes": notes}
     found = stored.model_copy(update=changes)
-    kept = slot.add(found, samples=again.samples, items=again.items, outcomes=again.outcomes)
+    kept = slot.add(found, samples=again.samples, items=again.items, clusters=again.clusters, outcomes=again.outcomes)
     yield Evaluated(evaluation=kept)
     return kept
 
@@ -304,8 +350,10 @@ def score(
     `weights` tells the other processes of a launch whose these are (`following.py`).
     """
     started = time.perf_counter()
-    name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {spec.task.name}"
+    under = wanted.under(spec)
+    name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {under.task.name}"
     who = "the starting model" if wanted.step is None else f"step {wanted.step}"
+    who = who if wanted.adapter is None else f"the adapter {spec.folder}"
     yield Stage(text=f"scoring {who} on {name}")
     partial = rows.partial
     if wanted.what == "text":
@@ -316,40 +364,44 @@ def score(
         )
         partial = bool(text[1].get("partial"))
     else:
-        processes.tell(do="score", part=wanted.part, whose=whose)
-        scored = yield from evaluation.score(built, getattr(rows, wanted.part), spec, shots=rows.shots)
+        sampled = None if wanted.sampled is None else [wanted.sampled.benchmark, wanted.sampled.named]
+        processes.tell(do="score", part=wanted.part, whose=whose, sampled=sampled)
+        scored = yield from evaluation.score(built, getattr(rows, wanted.part), under, shots=rows.shots)
+    sample = {} if wanted.sampled is None else {"benchmark": wanted.sampled.suite}
     found = Evaluation(
         key=wanted.key(spec, run_key),
         what=wanted.what,
-        task=spec.task.name if wanted.what == "task" else str(spec.data.forgetting),
+        task=str(spec.data.forgetting) if wanted.what == "text" else under.task.name,
         part=wanted.part,
         checkpoint="base" if wanted.step is None else wanted.step,
         role=wanted.role,
         metrics=scored.metrics,
         num_items=len(scored.items),
-        grader=_grader(spec) if wanted.what == "task" else None,
+        grader=None if wanted.what == "text" else graded_by(under.task),
         baselines=scored.baselines,
-        settings={**_settings(spec), "loaded_revision": built.facts.get("revision")},
+        settings={**_settings(under, wanted.adapter), **sample, "loaded_revision": built.facts.get("revision")},
         partial=partial,
         seconds=time.perf_counter() - started,
         num_tokens=scored.num_tokens,
         notes=scored.notes,
     )
-    stored = slot.add(found, samples=scored.samples, items=scored.items, outcomes=scored.outcomes)
+    stored = slot.add(
+        found, samples=scored.samples, items=scored.items, clusters=scored.clusters, outcomes=scored.outcomes
+    )
     if isinstance(slot, Slot):
         slot.part_seconds("validation" if wanted.role == "step" else "test", time.perf_counter() - started)
     yield Evaluated(evaluation=stored)
     return stored
 
 
-def _grader(spec: RunSpec) -> dict[str, Any]:
-    return {**spec.task.grader.model_dump(mode="json"), "version": find("graders", spec.task.grader.name).version}
-
-
-def _settings(spec: RunSpec) -> Mapping[str, Any]:
+def _settings(spec: RunSpec, adapter: str | None) -> Mapping[str, Any]:
+    identity, name = spec.base_identity(), spec.model.id
+    if adapter is not None:  # base and adapter together are another model
+        identity = {**identity, "content": digest([identity.get("content"), adapter])}
+        name = f"{name}+{Path(spec.folder).name}"
     return {
-        "model": spec.base_identity(),
-        "model_id": spec.model.id,
+        "model": identity,
+        "model_id": name,
         "generation": spec.generation.model_dump(mode="json"),
         "per_device_eval_batch_size": spec.batch.per_device_eval_batch_size,
         "device": models.default_device().type,

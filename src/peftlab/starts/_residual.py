@@ -29,6 +29,14 @@ INIT_KEY = "init_lora_weights"
 _EMBEDDING_A = ".lora_embedding_A"
 WEIGHTS_FILE, CONFIG_FILE, START_FILE = "adapter_model.safetensors", "adapter_config.json", "start.safetensors"
 
+_VARIANTS = {
+    "kasa_config": "KaSA cuts components off the same weights, and scales what lies between the factors",
+    "alora_invocation_tokens": "before its tokens such an adapter is off, and the changed base is left alone",
+    "use_bdlora": "its factors are made of blocks, and those of the start are whole",
+    "monteclora_config": "the plain form for sharing cannot hold what it adds to the factors",
+}
+"""Other variants of LoRA that do not go with a changed base, and why."""
+
 Make = Callable[[Any], Any]
 Residual = Callable[..., Any]
 """(weight, A, B, scaling, config) -> the weight to put in its place; all in the layout [out, in]."""
@@ -121,13 +129,41 @@ def names(factors: Mapping[str, Any]) -> list[str]:
     return [key.removesuffix(".A") for key in factors if key.endswith(".A")]
 
 
-def refuse_shared(model: Any, config: Any) -> dict[str, Any]:
-    """The layers whose weights will be changed, by name.
+def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
+    """Refuse variants that do not go with a changed base.
 
     Raises:
-        UserError: One of them is used in two places, of which the other would be changed as well.
+        UserError: One of them is asked for.
+    """
+    for key, why in _VARIANTS.items():
+        if adapter.get(key) not in (None, False, []):
+            raise UserError(
+                f"{INIT_KEY} = {adapter[INIT_KEY]!r} does not go with {key}: {why}",
+                fix=f"leave {key} out, or choose a start that leaves the base as it is",
+            )
+
+
+def fits(model: Any, config: Any, *, times: int = 1) -> None:
+    """See that the layers whose weights will be changed are used once, and give factors enough.
+
+    Args:
+        model: The base, or its shapes.
+        config: The adapter's.
+        times: How many factors are computed for each that is taken.
+
+    Raises:
+        UserError: The other place that uses a weight would be changed as well; or a weight's decomposition has fewer
+            factors than the rank asks for.
     """
     found = dict(targets(model, resolved(model, config)))
+    for name, module in found.items():
+        rank, most = rank_of(config, name), min(module.weight.shape) // times
+        if rank > most:
+            raise UserError(
+                f"{INIT_KEY} = {config.init_lora_weights!r} begins as factors of each weight, of which {name} "
+                f"({' x '.join(map(str, module.weight.shape))}) has {most} to give: r = {rank} is too large",
+                fix=f'lower r, or give the layer its own: "rank_pattern": {{"{name.rpartition(".")[2]}": {most}}}',
+            )
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     shared = [name for name, module in found.items() if uses[id(module.weight)] > 1]
     if shared or config.layer_replication:
@@ -136,13 +172,20 @@ def refuse_shared(model: Any, config: Any) -> dict[str, Any]:
             f"{INIT_KEY} = {config.init_lora_weights!r} changes the base's weights, but {what}",
             fix="leave such modules out of target_modules, or choose a start that leaves the base as it is",
         )
-    return found
+
+
+def rank_of(config: Any, name: str) -> int:
+    """The rank that peft gives a layer."""
+    from peft.utils.other import get_pattern_key
+
+    rank: int = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+    return rank
 
 
 def _originals(model: Any, config: Any) -> dict[str, Any]:
     """Copies of the weights that will be changed, on the CPU."""
-    found = refuse_shared(model, config)
-    return {name: module.weight.detach().to("cpu", copy=True) for name, module in found.items()}
+    found = targets(model, resolved(model, config))
+    return {name: module.weight.detach().to("cpu", copy=True) for name, module in found}
 
 
 # ------------------------------------------------------------------------------------------------------- plain form
@@ -195,6 +238,12 @@ def _doubled(a: Any, b: Any, factors: Mapping[str, Any], name: str) -> tuple[Any
     return torch.cat([a.float(), a0]).contiguous(), (scaling * torch.cat([b.float(), -b0], dim=1)).contiguous()
 
 
-def start(*, wrap: Callable[..., Any] = wrap, **more: Any) -> Start:
+def start(
+    *,
+    wrap: Callable[..., Any] = wrap,
+    check: Callable[..., None] = check,
+    fits: Callable[..., None] = fits,
+    **more: Any,
+) -> Start:
     """The plug-in of such a start."""
-    return Start(changes_base=True, wrap=wrap, load=load, share=share, **more)
+    return Start(changes_base=True, check=check, fits=fits, wrap=wrap, load=load, share=share, **more)

@@ -26,6 +26,7 @@ def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
     Raises:
         UserError: One of them is asked for.
     """
+    _residual.check(adapter, kind, calibration)
     options = adapter.get("corda_config") or {}
     for key in ("cache_file", "covariance_file"):
         if options.get(key) is not None:

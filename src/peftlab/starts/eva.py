@@ -13,6 +13,7 @@ from typing import Any
 
 from peftlab.errors import UserError
 from peftlab.protocols import Calibration, Start
+from peftlab.starts import _residual
 
 _PASSES = 20
 """Over all batches, after which components that move on are taken not to settle; peft would go on for ever."""
@@ -22,6 +23,25 @@ def unknown_counts(adapter: Mapping[str, Any]) -> str | None:
     """With `rho` above 1 ranks move between layers of different width."""
     rho = (adapter.get("eva_config") or {}).get("rho", 2.0)
     return None if rho == 1.0 else f"EVA decides each layer's rank by the rows (eva_config.rho = {rho})"
+
+
+def fits(model: Any, config: Any) -> None:
+    """See that what each layer sees has so many components.
+
+    Raises:
+        UserError: It has fewer.
+    """
+    from torch import nn
+
+    rho = config.eva_config.rho
+    for name, module in _residual.targets(model, _residual.resolved(model, config)):
+        wide = module.in_features if isinstance(module, nn.Linear) else module.weight.shape[0]
+        wanted = round(_residual.rank_of(config, name) * rho)
+        if wanted > wide:
+            raise UserError(
+                f"EVA looks for r * rho = {wanted} components of what {name} sees, which has {wide}",
+                fix="lower r, or eva_config.rho (2 unless given)",
+            )
 
 
 def wrap(
@@ -87,4 +107,4 @@ class _WithoutClasses(Sequence[Mapping[str, Any]]):
         return {name: value for name, value in self._batches[index].items() if name != "labels"}
 
 
-PLUGIN = Start(reads_rows=True, batch_size=4, unknown_counts=unknown_counts, wrap=wrap)
+PLUGIN = Start(reads_rows=True, batch_size=4, fits=fits, unknown_counts=unknown_counts, wrap=wrap)

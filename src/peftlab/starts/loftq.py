@@ -22,6 +22,7 @@ def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
     """
     import importlib.util
 
+    _residual.check(adapter, kind, calibration)
     options = adapter.get("loftq_config") or {}
     bits, rounds = _bits(options), _rounds(options)
     if bits not in (4, 8) or rounds < 1:
@@ -41,7 +42,6 @@ def check(adapter: Mapping[str, Any], kind: str, calibration: Any) -> None:
 
 def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) -> tuple[Any, Mapping[str, Any]]:
     """Wrap as plain LoRA, then put the factors in, and the rounded weights in the base's place."""
-    _residual.refuse_shared(model, config)
     declared, config.init_lora_weights = config.init_lora_weights, True
     wrapped = make(config)
     config.init_lora_weights = declared
@@ -55,7 +55,23 @@ def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) 
                 inner[_residual.ADAPTER].weight.data.copy_(factor)
             kept.update(_residual.tensors(path.removeprefix(_residual.BELOW), *before, 1.0))
     _residual.put(wrapped, config, kept, rounded)
+    for layer in filter(_is_adapted, wrapped.modules()):
+        _measure(layer)
     return wrapped, kept
+
+
+def _measure(layer: Any) -> None:
+    """Take DoRA's magnitudes of the weight that training begins with; peft took them of the base as it was."""
+    magnitudes = dict(layer.lora_magnitude_vector).get(_residual.ADAPTER)
+    if magnitudes is None:
+        return
+    kept = magnitudes.weight
+    a, b = (factors[_residual.ADAPTER].weight.detach() for factors in (layer.lora_A, layer.lora_B))
+    magnitudes.update_layer(
+        base_layer=layer.get_base_layer(), lora_A=a, lora_B=b, scaling=layer.scaling[_residual.ADAPTER]
+    )
+    kept.data.copy_(magnitudes.weight.data)
+    magnitudes.weight = kept
 
 
 def load(model: Any, config: Any, factors: Mapping[str, Any], make: Callable[[Any], Any]) -> Any:
@@ -111,4 +127,4 @@ def _round(weight: Any, bits: int) -> Any:
     return functional.int8_vectorwise_dequant(stored, scales).float()
 
 
-PLUGIN = Start(changes_base=True, check=check, wrap=wrap, load=load)
+PLUGIN = Start(changes_base=True, check=check, fits=_residual.fits, wrap=wrap, load=load)

@@ -7,6 +7,7 @@ cache.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -48,4 +49,12 @@ def wrap(
     return _residual.wrap(model, config, calibration, make)
 
 
-PLUGIN = _residual.start(wrap=wrap, reads_rows=True, rows=128, batch_size=2, needs_labels=True)
+# the factors are those at the odd and at the even places of twice as many
+PLUGIN = _residual.start(
+    fits=functools.partial(_residual.fits, times=2),
+    wrap=wrap,
+    reads_rows=True,
+    rows=128,
+    batch_size=2,
+    needs_labels=True,
+)

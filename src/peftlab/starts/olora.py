@@ -5,15 +5,14 @@ Reads no rows; peft decomposes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftlab.errors import UserError
 from peftlab.starts import _residual
 
 
-def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) -> tuple[Any, Mapping[str, Any]]:
-    """As any method that changes the base.
+def fits(model: Any, config: Any) -> None:
+    """As for any start that changes the base.
 
     Raises:
         UserError: A layer holds its weight as [in, out]: peft decomposes that as if it were [out, in].
@@ -26,7 +25,7 @@ def wrap(model: Any, config: Any, calibration: Any, make: Callable[[Any], Any]) 
                 f"peft's OLoRA does not know layers like {name} ({type(module).__name__}), whose weight is transposed",
                 fix="use init_lora_weights=pissa, which does, or target nn.Linear layers",
             )
-    return _residual.wrap(model, config, calibration, make)
+    _residual.fits(model, config)
 
 
-PLUGIN = _residual.start(wrap=wrap)
+PLUGIN = _residual.start(fits=fits)

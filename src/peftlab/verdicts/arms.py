@@ -74,7 +74,8 @@ class Arm:
         score: With an interval over items (one seed), or over seeds and items.
         base: The model that these runs started from, on the same rows; None when not evaluated.
         category: `main`, `test`, or `main and test`.
-        imported_from: The dialect of results that were made elsewhere: they have no outcomes per item.
+        imported_from: The dialect of results that were made elsewhere: some have no outcomes per item.
+        retention: Change of the score on a general suite, a mean over the seeds; None where a run did not measure it.
         notes: What a reader of the scores should know.
     """
 
@@ -93,6 +94,7 @@ class Arm:
     category: str
     status: str = "finished"
     imported_from: str | None = None
+    retention: float | None = None
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     outcomes: Outcomes = field(repr=False)
@@ -186,16 +188,16 @@ def by_task(
 def _metrics(records: Sequence[Record], part: str) -> dict[str, str]:
     """The primary metric of each task; of a task with imported runs the first that these have too."""
     own: dict[str, list[str]] = {}
-    imported: dict[str, list[set[str]]] = {}
+    imported: dict[str, list[list[str]]] = {}
     for record in records:
         for evaluation in final(record, part) if record.status == "finished" else ():
             if record.imported_from is None:
                 own.setdefault(evaluation.task, list(evaluation.metrics))
             else:
-                imported.setdefault(evaluation.task, []).append(set(evaluation.metrics))
+                imported.setdefault(evaluation.task, []).append(list(evaluation.metrics))
     chosen = {}
     for task in {**own, **imported}:
-        names = own.get(task) or sorted(set.union(*imported[task]))
+        names = own.get(task) or list(dict.fromkeys(name for metrics in imported[task] for name in metrics))
         shared = [name for name in names if all(name in metrics for metrics in imported.get(task, ()))]
         chosen[task] = next(iter([*shared, *names]), "")
     return chosen
@@ -258,6 +260,7 @@ class Reader:
             partial=any(found.partial or one.training.get("partial") for one, found in group),
             category=" and ".join(categories),
             imported_from=next(iter(sorted(_sources(group))), None),
+            retention=_mean((one.training.get("retention") or {}).get("change") for one, _ in group),
             notes=_notes(group, outcomes),
             settings=_protocol(evaluation),
             outcomes=outcomes,
@@ -275,7 +278,8 @@ class Reader:
 
 def _notes(group: Sequence[Scored], outcomes: Outcomes) -> tuple[str, ...]:
     notes = [outcomes.missing] if outcomes.missing else []
-    notes += [f"imported from {source}: unpaired" for source in sorted(_sources(group))]
+    unpaired = ": unpaired" if outcomes.matrix is None else ""
+    notes += [f"imported from {source}{unpaired}" for source in sorted(_sources(group))]
     if any(_protocol(found) != _protocol(group[0][1]) for _, found in group):
         notes.append("the seeds were scored under different settings")
     if any(record.category == "test" for record, _ in group):
@@ -289,18 +293,20 @@ def _sources(group: Sequence[Scored]) -> set[str]:
     return {record.imported_from for record, _ in group if record.imported_from is not None}
 
 
-def _costs(records: Sequence[Record]) -> Costs:
-    def mean(values: Iterable[float | None]) -> float | None:
-        known = list(values)
-        numbers = [value for value in known if value is not None]
-        return sum(numbers) / len(numbers) if numbers and len(numbers) == len(known) else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None when one of them is not known."""
+    known = list(values)
+    numbers = [value for value in known if value is not None]
+    return sum(numbers) / len(numbers) if numbers and len(numbers) == len(known) else None
 
+
+def _costs(records: Sequence[Record]) -> Costs:
     costs = [record.cost for record in records]
     return Costs(
-        train_seconds=mean(cost.seconds.get("train") for cost in costs),
-        peak_memory_bytes=mean(cost.added_bytes("maximum") for cost in costs),
-        num_trainable_parameters=mean(cost.num_trainable_parameters for cost in costs),
-        adapter_bytes=mean(cost.adapter_bytes for cost in costs),
+        train_seconds=_mean(cost.seconds.get("train") for cost in costs),
+        peak_memory_bytes=_mean(cost.added_bytes("maximum") for cost in costs),
+        num_trainable_parameters=_mean(cost.num_trainable_parameters for cost in costs),
+        adapter_bytes=_mean(cost.adapter_bytes for cost in costs),
         shared_machine=any(cost.shared_machine for cost in costs),
     )
 

@@ -74,6 +74,13 @@ COLUMNS = (
     _parameters("total_parameters", "all parameters", "num_parameters"),
     _cost("adapter_bytes", "file size", "bytes", lambda record: record.cost.adapter_bytes, "adapter_bytes"),
     _cost("forgetting", "forgetting", "number", lambda record: (record.training.get("forgetting") or {}).get("change")),
+    Column(
+        name="retention",
+        title="general suite, change",
+        kind="number",
+        pick=lambda record: (record.training.get("retention") or {}).get("change"),
+        direction="higher",
+    ),
     Column(name="train_samples", title="train samples", kind="count", pick=lambda record: _samples(record)),
     Column(
         name="train_tokens",
@@ -104,9 +111,9 @@ def _samples(record: Record) -> int | None:
 
 def reason(record: Record, name: str) -> str:
     """Why a column of this record is None."""
-    if name == "forgetting":
-        found = record.training.get("forgetting") or {}
-        return str(found.get("reason") or record.training.get("forgetting_unavailable") or NOT_RECORDED)
+    if name in ("forgetting", "retention"):
+        found = record.training.get(name) or {}
+        return str(found.get("reason") or record.training.get(f"{name}_unavailable") or NOT_RECORDED)
     why = BY_NAME[name].why
     otherwise = NO_LEVEL if why == "memory_bytes" and record.cost.memory_bytes else NOT_RECORDED
     return record.cost.unknown.get(why) or record.cost.unknown.get(name) or otherwise

@@ -167,7 +167,10 @@ def _table(
 def _read_bases(
     reader: Reader, task: str, part: str, metric: str, rows: Sequence[Scored], extra: Sequence[BareModel]
 ) -> None:
-    """Bare models on these rows, under every mode of the grader: the best of all is what an arm has to beat."""
+    """Bare models on these rows, under every mode of the grader: the best of all is what an arm has to beat.
+
+    The modes of a grader share the beginning of their names; other metrics measure something else.
+    """
     items = {evaluation.items for _, evaluation in rows}
     for one in extra:
         evaluation = one.evaluation
@@ -176,7 +179,8 @@ def _read_bases(
         same_rows = (evaluation.what, evaluation.task, evaluation.part) == ("task", task, part)
         if same_rows and metric in evaluation.metrics:
             for name in evaluation.metrics:
-                reader.base(evaluation, one.folder, metric=name)
+                if name.startswith(metric) or metric.startswith(name):
+                    reader.base(evaluation, one.folder, metric=name)
 
 
 def _rank(mean: float, sign: int) -> tuple[bool, float]:
@@ -328,8 +332,8 @@ def _notes(arms: Sequence[Arm], bases: Sequence[Base], bars: Mapping[str, Base],
             )
     if any(arm.partial for arm in arms) or any(base.partial for base in bases):
         notes.append("some rows were scored or trained on a part of the data set they name: not the benchmark's result")
-    if any(arm.imported_from is not None for arm in arms):
-        notes.append("imported runs have scores without outcomes per item: they are shown, never paired or tested")
+    if any(arm.imported_from is not None and arm.outcomes.matrix is None for arm in arms):
+        notes.append("imported runs without outcomes per item are shown, never paired or tested")
     if any("test" in arm.category for arm in arms):
         notes.append("some arms hold runs of category test")
     return notes

@@ -38,8 +38,9 @@ def sheets(comparison: Comparison) -> list[Sheet]:
 def scores(table: Table) -> Sheet:
     """A line per arm and per bare model, best first, with costs; memory above the level before the model was loaded."""
     measured = ("experiment", "method", "seeds", "items", table.metric, "95 % interval", "before")
-    columns = (*measured, "train s", "added GiB", "trainable", "adapter MiB", "notes")
-    rows = [*(_arm(arm, table) for arm in table.arms), *(_base(base, table) for base in table.bases)]
+    kept = any(arm.retention is not None for arm in table.arms)  # a column of nothing tells nothing
+    columns = (*measured, *(["retention"] * kept), "train s", "added GiB", "trainable", "adapter MiB", "notes")
+    rows = [*(_arm(arm, table, kept) for arm in table.arms), *(_base(base, table, kept) for base in table.bases)]
     notes = [f"{name}: {number(value)}" for name, value in table.baselines.items()]
     better = "higher is better" if table.direction == "higher" else "lower is better"
     title = f"{table.task}, {table.part} rows: {table.metric} ({better})"
@@ -57,7 +58,7 @@ def pairs(table: Table) -> Sheet:
     )
 
 
-def _arm(arm: Arm, table: Table) -> tuple[str, ...]:
+def _arm(arm: Arm, table: Table, kept: bool) -> tuple[str, ...]:
     costs = arm.costs
     notes = [*arm.notes, *(["part of the data"] if arm.partial else []), *(["shared machine"] * costs.shared_machine)]
     if arm.trained_on != table.task:
@@ -70,6 +71,7 @@ def _arm(arm: Arm, table: Table) -> tuple[str, ...]:
         number(arm.score.mean),
         interval(arm.score.low, arm.score.high),
         _with_interval(arm.base.score) if arm.base else UNKNOWN,
+        *([UNKNOWN if arm.retention is None else f"{arm.retention:+.4f}"] * kept),
         number(costs.train_seconds, 1),
         number(_divided(costs.peak_memory_bytes, 2**30), 2),
         UNKNOWN if costs.num_trainable_parameters is None else f"{costs.num_trainable_parameters:,.0f}",
@@ -78,11 +80,12 @@ def _arm(arm: Arm, table: Table) -> tuple[str, ...]:
     )
 
 
-def _base(base: Base, table: Table) -> tuple[str, ...]:
+def _base(base: Base, table: Table, kept: bool) -> tuple[str, ...]:
     notes = [*(["the bar"] if base.key in table.bars else []), *(["part of the data"] if base.partial else [])]
     notes.extend([base.outcomes.missing] if base.outcomes.missing else [])
     score = (number(base.score.mean), interval(base.score.low, base.score.high))
-    return (base.label, "none", UNKNOWN, str(base.score.n or UNKNOWN), *score, *[UNKNOWN] * 5, "; ".join(notes))
+    unknown = [UNKNOWN] * (5 + kept)
+    return (base.label, "none", UNKNOWN, str(base.score.n or UNKNOWN), *score, *unknown, "; ".join(notes))
 
 
 def _pair(pair: Pair) -> tuple[str, ...]:

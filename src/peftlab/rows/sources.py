@@ -136,8 +136,8 @@ def read_mirror(source: Source) -> Table | None:
         raise UserError(
             f"the mirror has no split '{source.split_name}' of {hub_name(source)}; it has: {shown}",
             fix="name one of these where the split is named (a task's 'split'; a YAML's dataset.train_split, "
-            "eval_split or test_split), or for training rows with data.train_split=NAME: a part is used only when it is named; or "
-            f"unset {MIRROR_VARIABLE}",
+            "eval_split or test_split), or for training rows with data.train_split=NAME: a part is used only when "
+            f"it is named; or unset {MIRROR_VARIABLE}",
         )
     held = entry.get("revision")
     if held and source.revision and held != source.revision:

@@ -146,8 +146,7 @@ def _run(target: Target, tools: _Tools, checkpoint: str | None) -> Events:
             missing = scoring.missing(ask.spec, store, slot, wanted, own.train_key)
             scoring.require_weights(ask.spec, slot, missing, own.train_key)
             absent += [(ask, one) for one in missing]
-        with room.advised(own, trains=False):
-            yield from _made(absent, slot, tools, own)
+        yield from _made(absent, slot, tools, own)
         plain = [ask.spec for ask in target.asks if ask.sampled is None and ask.spec.task == own.task]
         extra = [(ask.spec, one) for ask, one in asked]
         shown = _as_asked(own, plain[0], checkpoint) if plain else own
@@ -173,12 +172,12 @@ def _made(absent: Sequence[tuple[Ask, Wanted]], slot: Slot, tools: _Tools, own: 
                 data.refuse_overlap(ask.spec, rows[id(ask)], own, trained_on=tools.rows_of(own, test_only=False).train)
             else:
                 scoring.same_rows(slot, rows[id(ask)], own)
-    for ask, one in absent:
-        if one.step is None:
-            yield from scoring.score_start(ask.spec, tools.store, rows[id(ask)], [one], run=slot, bases=tools.bases)
-    for ask, one in absent:
-        if one.step is not None:
-            yield from scoring.score_trained(ask.spec, slot, rows[id(ask)], [one], own.train_key, bases=tools.bases)
+    for ask, one in sorted(absent, key=lambda pair: pair[1].step is not None):
+        with room.advised(ask.spec, trains=False):
+            if one.step is None:
+                yield from scoring.score_start(ask.spec, tools.store, rows[id(ask)], [one], run=slot, bases=tools.bases)
+            else:
+                yield from scoring.score_trained(ask.spec, slot, rows[id(ask)], [one], own.train_key, bases=tools.bases)
 
 
 def _there_before(

@@ -55,7 +55,8 @@ CORDA_TEXT = 60
 
 
 @needs_mirror
-@pytest.mark.parametrize("count", [CORDA_TEXT, pytest.param(2400, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [CORDA_TEXT, 2400])
 def test_pairs_are_judged_as_the_rules_of_corda_have_it(count: int) -> None:
     differ = [
         (what, said, gold)
@@ -137,6 +138,7 @@ def test_the_answers_of_math500_are_those_that_its_solutions_box() -> None:
 # ---------------------------------------------------------------------------------------------- the other process
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_wrong_counted_and_followed_by_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert score("\\boxed{y+x}", "x+y") == 1
     first = dict(_math_verifier._children)

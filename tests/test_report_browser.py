@@ -335,7 +335,7 @@ def test_runs_of_a_tiny_model(window: browser.Browser, tmp_path: Path, monkeypat
     shown = Reader((tmp_path / "report.html").read_text()).data
     arm = cells(shown.sheets[0], shown.sheets[0].rows[0])
     unknown = {name for name, value in arm.items() if value is None}
-    assert unknown <= {"forgetting"}
+    assert unknown <= {"forgetting", "retention"}
     assert arm["train_samples"] == 24
     window.open(tmp_path / "report.html")
     assert sorted(window.run(COLUMN % 0))[:2] == ["lora/toy", "lora/wide"]

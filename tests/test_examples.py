@@ -81,6 +81,7 @@ def test_the_page_names_every_example() -> None:
     assert all(f"examples/{path.name}" in text for path in EXAMPLES.iterdir() if path.suffix in (".sh", ".py"))
 
 
+@pytest.mark.slow
 def test_quick_start(tmp_path: Path) -> None:
     toy.save_model(tmp_path / "model")
     task = toy.write_task(tmp_path / "task", train=120)
@@ -95,6 +96,7 @@ def test_quick_start(tmp_path: Path) -> None:
     assert wrong.returncode == 1 and "max_stepz" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_train_glue(tmp_path: Path) -> None:
     toy.save_model(tmp_path / "model", "roberta")
     found = [

@@ -141,6 +141,7 @@ def test_another_runtime_error_keeps_its_traceback_and_is_no_lack_of_memory(
     assert unfinished(place)["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_memory_that_the_kernel_refuses(place: Place, server: Server) -> None:
     """A batch of 1000 rows in a process that may not have the room for it."""
     task = toy.write_task(place.root / "task", train=1000, test=4)

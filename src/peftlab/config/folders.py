@@ -14,7 +14,8 @@ from typing import Any
 from peftlab.config.settings import read_json, read_yaml
 from peftlab.config.spec import ADAPTER_FILE
 from peftlab.errors import UserError, nearest
-from peftlab.protocols import Foreign, Native, find, names
+from peftlab.foreign import Foreign, Native
+from peftlab.protocols import find, names
 
 PARAMETER_FILES = ("training_params.json", "training_parameters.json")
 YAML_SUFFIXES = (".yaml", ".yml")

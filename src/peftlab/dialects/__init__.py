@@ -1,1 +1,1 @@
-"""Plug-ins: foreign formats, one file each; see `peftlab.protocols.Dialect`."""
+"""Plug-ins: foreign formats, one file each; see `peftlab.foreign.Dialect`."""

@@ -21,7 +21,8 @@ from peftlab.config.groups import GenerationSettings
 from peftlab.dialects._s3_names import DATASETS, FULL, LETTERS, NAME, OWN_ROW, Graded
 from peftlab.digest import digest
 from peftlab.errors import UserError, unknown_name
-from peftlab.protocols import Example, ForeignItems, Grade, Grader, Prediction, find, metric_name
+from peftlab.foreign import ForeignItems
+from peftlab.protocols import Example, Grade, Grader, Prediction, find, metric_name
 
 _FIX = "is this an evaluation file of dialect s3, whole as it was written?"
 _STEP = re.compile(r"checkpoint-(\d+)")

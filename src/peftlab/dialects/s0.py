@@ -19,7 +19,7 @@ from peftlab.config.groups import BUDGETS, GROUPS
 from peftlab.config.settings import Settings, read_json, validated
 from peftlab.dialects import _s0_import, _s0_results
 from peftlab.errors import UserError, unknown_name
-from peftlab.protocols import Dialect, Foreign, Native
+from peftlab.foreign import Dialect, Foreign, Native
 
 DEFAULTS_FILE = "default_training_params.json"
 EXPERIMENTS = "experiments"

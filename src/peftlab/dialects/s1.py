@@ -15,7 +15,7 @@ from peftlab.config.settings import validated
 from peftlab.dialects._s1_sections import IDLE, OPTIMIZERS, File, Reading, given
 from peftlab.dialects._s1_task import graded_by, metric_named, task_of
 from peftlab.errors import UserError, unknown_name
-from peftlab.protocols import Dialect, Foreign, Native
+from peftlab.foreign import Dialect, Foreign, Native
 
 SECTIONS = tuple(File.model_fields)
 NATIVE = ("task", "adapter", "seed", *GROUPS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from peftlab.dialects import _s3_export, _s3_import
 from peftlab.dialects._s3_names import NAME
 from peftlab.errors import UserError
-from peftlab.protocols import Dialect, Foreign, Native
+from peftlab.foreign import Dialect, Foreign, Native
 
 
 def to_native(foreign: Foreign) -> Native:

@@ -11,8 +11,9 @@ from peftlab.errors import UserError
 from peftlab.records.record import Cost, Evaluation, Record
 from peftlab.records.store import RunStore, Slot, thin
 from peftlab.rows import texts
-from peftlab.scores import samples, scoring
-from peftlab.scores.scoring import Wanted
+from peftlab.scores import samples
+from peftlab.scores import wanted as wanting
+from peftlab.scores.wanted import Wanted
 
 
 def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tuple[RunSpec, Wanted]] = ()) -> Record:
@@ -25,11 +26,11 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
         extra: Further evaluations (with the spec they were made under) whose bare-model side belongs in the record.
     """
     trained = slot.get("trained")
-    wanted = scoring.wanted_evaluations(spec, step=trained["step"], role=trained["role"])
+    wanted = wanting.wanted_evaluations(spec, step=trained["step"], role=trained["role"])
     starts = [one.key(made, "") for made, one in [*((spec, one) for one in wanted), *extra] if one.step is None]
     evaluations = [found for found in map(store.base_evaluation, dict.fromkeys(starts)) if found is not None]
     for found in evaluations:
-        scoring.same_start(found, (slot.get("model") or {}).get("revision"))
+        wanting.same_start(found, (slot.get("model") or {}).get("revision"))
     known = {found.key for found in evaluations}
     evaluations += [found for key, found in slot.evaluations().items() if key not in known]
     on_the_way = [
@@ -55,7 +56,7 @@ def assemble(spec: RunSpec, slot: Slot, store: RunStore, *, extra: Sequence[tupl
         identity=slot.spec.identity(),
         spec=spec.model_dump(mode="json") if spec.task == slot.spec.task else slot.spec.model_dump(mode="json"),
         evaluations=tuple(sorted(evaluations, key=lambda found: _order(found, own))),
-        before_reason=scoring.no_start(slot.spec),
+        before_reason=wanting.no_start(slot.spec),
         curve=thin(curve),
         rows=rows,
         training={**_training(slot, curve), "forgetting": _forgetting(evaluations, spec), "retention": retention},

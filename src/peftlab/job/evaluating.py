@@ -23,7 +23,8 @@ from peftlab.records.record import Evaluation
 from peftlab.records.store import RunStore, Slot
 from peftlab.rows import data
 from peftlab.scores import samples, scoring
-from peftlab.scores.scoring import Role, Wanted
+from peftlab.scores import wanted as wanting
+from peftlab.scores.wanted import Role, Wanted
 
 Events = Iterator[Event]
 _NO_ROWS = data.Rows(fingerprints={}, facts={})
@@ -112,8 +113,8 @@ def _untrained(target: Target, tools: _Tools) -> Events:
         )
         found = tools.store.base_evaluation(wanted.key(spec, ""))
         if found is not None:
-            scoring.same_start(found, models.commit_of(spec.model))
-            if scoring.is_current(spec, wanted, found):
+            wanting.same_start(found, models.commit_of(spec.model))
+            if wanting.is_current(spec, wanted, found):
                 yield Evaluated(evaluation=found, reused=True)
                 continue
         reason = None if ask.sampled is None else samples.unavailable(ask.sampled.task)
@@ -143,7 +144,7 @@ def _run(target: Target, tools: _Tools, checkpoint: str | None) -> Events:
         absent: list[tuple[Ask, Wanted]] = []
         for ask in target.asks:
             wanted = [one for its, one in asked if its is ask]
-            missing = scoring.missing(ask.spec, store, slot, wanted, own.train_key)
+            missing = wanting.missing(ask.spec, store, slot, wanted, own.train_key)
             scoring.require_weights(ask.spec, slot, missing, own.train_key)
             absent += [(ask, one) for one in missing]
         yield from _made(absent, slot, tools, own)
@@ -212,8 +213,8 @@ def _asked_for(ask: Ask, slot: Slot, trained: Mapping[str, Any], checkpoint: str
         both: list[tuple[Role, int | None]] = [("base", None), (trained["role"], trained["step"])]
         wanted = [Wanted(what="sample", part="test", role=role, step=step, sampled=ask.sampled) for role, step in both]
     else:
-        wanted = scoring.wanted_evaluations(
-            spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
+        wanted = wanting.wanted_evaluations(
+            spec, step=trained["step"], role=trained["role"], snapshots=wanting.kept_snapshots(slot)
         )
         if ask.of_benchmark:
             wanted = [one for one in wanted if (one.what, one.part) == ("task", "test")]

@@ -30,7 +30,8 @@ from peftlab.records.store import RunStore, Slot
 from peftlab.rows import data
 from peftlab.rows.batching import Stream
 from peftlab.scores import evaluation, scoring
-from peftlab.scores.scoring import Wanted
+from peftlab.scores import wanted as wanting
+from peftlab.scores.wanted import Wanted
 
 Events = Iterator[Event]
 
@@ -141,8 +142,8 @@ def _work(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Map
     if slot.finished is None:
         slot.part_seconds("data", time.perf_counter() - started)
     if trained is None:
-        wanted = scoring.wanted_evaluations(spec, step=0, role="last")
-        start = [one for one in scoring.missing(spec, store, slot, wanted, key) if one.step is None]
+        wanted = wanting.wanted_evaluations(spec, step=0, role="last")
+        start = [one for one in wanting.missing(spec, store, slot, wanted, key) if one.step is None]
         level = measure.current_memory_bytes()  # before the model is there
         base = yield from scoring.score_start(spec, store, rows, start, run=slot)
         yield from _train(spec, rows, slot, base, options, git, level)
@@ -156,16 +157,16 @@ def _work(spec: RunSpec, store: RunStore, slot: Slot, options: Options, git: Map
 
 def _asks_for_more(spec: RunSpec, record: Record) -> bool:
     """Whether a record without its folder lacks an evaluation that the spec asks for."""
-    wanted = scoring.wanted_evaluations(spec, step=record.training["step"], role=record.training["role"])
+    wanted = wanting.wanted_evaluations(spec, step=record.training["step"], role=record.training["role"])
     have = {found.key for found in record.evaluations}
     return any(one.what == "task" and one.key(spec, record.key) not in have for one in wanted)
 
 
 def _missing(spec: RunSpec, store: RunStore, slot: Slot, trained: Mapping[str, Any]) -> list[Wanted]:
-    wanted = scoring.wanted_evaluations(
-        spec, step=trained["step"], role=trained["role"], snapshots=scoring.kept_snapshots(slot)
+    wanted = wanting.wanted_evaluations(
+        spec, step=trained["step"], role=trained["role"], snapshots=wanting.kept_snapshots(slot)
     )
-    return scoring.missing(spec, store, slot, wanted, spec.train_key)
+    return wanting.missing(spec, store, slot, wanted, spec.train_key)
 
 
 # ------------------------------------------------------------------------------------------------------ training

@@ -20,7 +20,8 @@ from peftlab.modelling import beginning, models, swapping
 from peftlab.modelling.adapting import method_of
 from peftlab.records.record import Record
 from peftlab.records.store import RunStore
-from peftlab.scores import samples, scoring
+from peftlab.scores import samples
+from peftlab.scores import wanted as wanting
 
 ADAPTER_FOLDER = "adapter"
 """Where a run keeps its result, in its own folder."""
@@ -172,7 +173,7 @@ def _model(reference: str, model: str, asked: Sequence[Question], overrides: Map
     for one in asked:
         spec = loading.bare(model, task=str(one.task), overrides=overrides)
         preflight.refuse_unsupported(spec)
-        reason = scoring.no_start(spec)
+        reason = wanting.no_start(spec)
         ask = Ask(spec=spec, of_benchmark=one.of_benchmark, sampled=one.sampled)
         pairs.append((ask, reason and f"cannot be scored on '{spec.task.name}': {reason}"))
     asks, left_out = _chosen(pairs, f"the model {reference}")

@@ -16,7 +16,8 @@ from typing import Any
 from peftlab.config.settings import read_json
 from peftlab.config.spec import method_name
 from peftlab.errors import UserError
-from peftlab.protocols import Dialect, ForeignItems, find
+from peftlab.foreign import Dialect, ForeignItems
+from peftlab.protocols import find
 from peftlab.records.atomic import read_text, safe_name, write_atomic
 from peftlab.records.payload import EVALUATIONS, PROGRESS, read_curve, read_progress, read_samples, write_evaluation
 from peftlab.records.record import Evaluation, Record, from_json, to_json

@@ -53,14 +53,6 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], bool]] = {
 }
 
 
-def drained(scoring: Any) -> Any:
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            return stop.value
-
-
 def built_for(
     tmp_path: Path, architecture: str = "llama", adapter: dict[str, Any] | None = None, **overrides: Any
 ) -> tuple[Built, RunSpec]:
@@ -81,7 +73,7 @@ def by_hand(built: Built, spec: RunSpec) -> list[list[float]]:
 
 
 def scores_of(built: Built, spec: RunSpec) -> list[list[float]]:
-    return [list(one.scores) for one in drained(choosing.choose(built, ITEMS, spec, ()))[0]]
+    return [list(one.scores) for one in toy.drained(choosing.choose(built, ITEMS, spec, ()))[0]]
 
 
 def equal(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> bool:

@@ -191,23 +191,15 @@ def test_scores_do_not_depend_on_batch_size_or_order(tmp_path: Path) -> None:
         built = models.bare(models.load(resolved.model, "causal"))
         rows = data.load(resolved).train[:12][::way]
         assert len({len(row.prompt) for row in rows}) > 1
-        found.append(drained(evaluation.score(built, rows, resolved)).samples[::way])
+        found.append(toy.drained(evaluation.score(built, rows, resolved)).samples[::way])
         assert [sample["item"] for sample in found[-1]] == [row.item for row in rows[::way]]
     assert found[0] == found[1] == found[2] == found[3]
-
-
-def drained(scoring: Any) -> Any:
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            return stop.value
 
 
 def test_text_loss_equals_an_independent_computation(tmp_path: Path) -> None:
     built = built_for(tmp_path)
     text = "".join(f"line {number} of the text. " for number in range(40))
-    scored = drained(language.text_loss(built, [text[:300], text[300:]], batch_size=2))
+    scored = toy.drained(language.text_loss(built, [text[:300], text[300:]], batch_size=2))
     ids = built.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [ids[start : start + 256] for start in range(0, len(ids) - 255, 256)]
     totals = []
@@ -228,9 +220,9 @@ def test_choices_are_scored_by_their_own_tokens_only(tmp_path: Path) -> None:
         Example(item="c", prompt="again:", choices=(" ccc", " d"), reference=0),
     ]
     resolved = loading.load(toy.write_experiment(tmp_path / "x"))
-    predictions, _ = drained(choosing.choose(built, examples, resolved, ()))
+    predictions, _ = toy.drained(choosing.choose(built, examples, resolved, ()))
     shots = [Example(item="s", prompt="first:", target=" one")]
-    assert drained(choosing.choose(built, examples, resolved, shots))[0] != predictions
+    assert toy.drained(choosing.choose(built, examples, resolved, shots))[0] != predictions
     for example, prediction in zip(examples, predictions, strict=True):
         assert prediction.index == prediction.scores.index(max(prediction.scores))
         for choice, score in zip(example.choices, prediction.scores, strict=True):

@@ -189,18 +189,10 @@ def test_rows_are_scored_one_at_a_time_where_the_method_mixes_them(tmp_path: Pat
     def texts(size: int, own_rule: bool = True) -> list[Any]:
         changed = spec.model_copy(update={"batch": spec.batch.model_copy(update={"per_device_eval_batch_size": size})})
         scored = built if own_rule else dataclasses.replace(built, method=Method())
-        return _drain(evaluation.score(scored, rows, changed))
+        return [sample["prediction"] for sample in toy.drained(evaluation.score(scored, rows, changed)).samples]
 
     assert texts(5) == texts(1)
     assert texts(5, own_rule=False) != texts(1)
-
-
-def _drain(scoring: Any) -> list[Any]:
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as end:
-            return [sample["prediction"] for sample in end.value.samples]
 
 
 def test_weights_that_are_tied_are_not_merged_into_something_else(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import toy
 from peftlab.config import loading, references, spec
 from peftlab.job import evaluating, runs
 from peftlab.loop import training
@@ -74,16 +75,10 @@ def test_greedy_answers_do_not_depend_on_the_batch_in_float32() -> None:
         changed = resolved.model_copy(
             update={"batch": resolved.batch.model_copy(update={"per_device_eval_batch_size": size})}
         )
-        found.append([sample["prediction"] for sample in _drained(evaluation.score(built, rows.test, changed)).samples])
+        found.append(
+            [sample["prediction"] for sample in toy.drained(evaluation.score(built, rows.test, changed)).samples]
+        )
     assert found[0] == found[1] == found[2]
-
-
-def _drained(scoring: Any) -> Any:
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            return stop.value
 
 
 def test_a_step_equals_a_plain_one_written_out(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from peftlab.records.store import RunStore
 from peftlab.rows import data, tokenise
 from peftlab.rows.batching import collate
 from peftlab.scores import classifying, evaluation
-from peftlab.scores.passes import Scoring
 
 TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj"]}
 NUMBERS: dict[str, Any] = {
@@ -70,14 +69,6 @@ def test_one_step_has_the_loss_and_gradients_of_transformers(tmp_path: Path, arc
     assert ours.total.item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
-def finished(events: Scoring) -> Any:
-    while True:
-        try:
-            next(events)
-        except StopIteration as end:
-            return end.value
-
-
 @pytest.mark.parametrize("architecture", TARGETS)
 def test_a_regression_trains_is_scored_and_loads_again(tmp_path: Path, architecture: str) -> None:
     folder = experiment(tmp_path, architecture, train={"max_steps": 30, "eval_steps": 15})
@@ -100,7 +91,7 @@ def test_a_regression_trains_is_scored_and_loads_again(tmp_path: Path, architect
     assert np.load(stored / "pearson.npy").shape == (12,)
 
     built = weights.load_trained(spec, store.folder_of(record) / "adapter")
-    again = finished(evaluation.score(built, data.load(spec).test, spec))
+    again = toy.drained(evaluation.score(built, data.load(spec).test, spec))
     assert again.metrics["mse"].mean == found.metrics["mse"].mean
 
 
@@ -138,6 +129,6 @@ def test_a_batch_of_one_row_is_no_batch_of_none(tmp_path: Path) -> None:
     built = models.bare(models.load(spec.model, "classify", seed=0))
     one = spec.model_copy(update={"batch": spec.batch.model_copy(update={"per_device_eval_batch_size": 1})})
     rows = data.load(spec).test[:1]
-    assert len(finished(evaluation.score(built, rows, one)).samples) == 1
+    assert len(toy.drained(evaluation.score(built, rows, one)).samples) == 1
     batch = collate(classifying.rows_of(built, rows, spec, ()), pad_id=built.pad_id)
     assert loss.from_logits(torch.zeros(1, 1), batch).total.shape == ()

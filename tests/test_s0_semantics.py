@@ -238,13 +238,7 @@ def test_batches_in_file_order_have_padded_limits(tmp_path: Path) -> None:
     built = models.bare(models.load(resolved.model, "causal"))
     questions = [f"{'9' * (1 + 5 * n % 17)} + 1" for n in range(11)]
     examples = [Example(item=str(n), prompt=f"{q} =", reference="7") for n, q in enumerate(questions)]
-    scoring = evaluation.score(built, examples, resolved)
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            samples = stop.value.samples
-            break
+    samples = toy.drained(evaluation.score(built, examples, resolved)).samples
     expected, limits = [], []
     for start in range(0, len(examples), size):
         ids = [tokenise.prompt_ids(one.prompt, built.tokenizer) for one in examples[start : start + size]]
@@ -293,13 +287,7 @@ def test_the_loss_of_pages_is_pooled_over_their_tokens(tmp_path: Path, wiki: lis
     assert written == wiki[:100] and facts["rows"] == 100 and facts["row_tokens"] == 768
     resolved = loading.load(toy.write_experiment(tmp_path))
     built = models.bare(models.load(resolved.model, "causal"))
-    scoring = language.text_loss(built, written[:8], batch_size=8, row_tokens=300)
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            scored = stop.value
-            break
+    scored = toy.drained(language.text_loss(built, written[:8], batch_size=8, row_tokens=300))
     losses: list[float] = []
     for page in written[:8]:
         ids = torch.tensor([built.tokenizer(page)["input_ids"][:300]])

@@ -75,13 +75,8 @@ def bare(model: Path) -> Built:
 
 
 def score(built: Built, found: Sequence[Example], spec: RunSpec) -> Scored:
-    steps = evaluation.score(built, found, spec)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: Scored = end.value
-            return result
+    result: Scored = toy.drained(evaluation.score(built, found, spec))
+    return result
 
 
 @pytest.fixture(scope="module")

@@ -32,14 +32,6 @@ def run(folder: Path, results: Path, **overrides: Any) -> Record:
     return runs.run(loading.load(folder, overrides=named), RunStore(results))
 
 
-def drained(scoring: Any) -> Any:
-    while True:
-        try:
-            next(scoring)
-        except StopIteration as stop:
-            return stop.value
-
-
 def change_task(folder: Path, **changes: Any) -> None:
     path = Path(json.loads((folder / "training_params.json").read_text())["task"])
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -56,7 +48,7 @@ def test_a_diverged_classifier_is_no_majority_class(tmp_path: Path) -> None:
             if "classifier" in name:
                 parameter.fill_(float("nan"))
     rows = [Example(item=str(index), pair=(str(index),), reference=0, columns={}) for index in range(6)]
-    scored = drained(evaluation.score(built, rows, resolved))
+    scored = toy.drained(evaluation.score(built, rows, resolved))
     assert scored.metrics["acc"].mean == 0.0 and scored.notes["valid_answers"]["acc"] == 0
 
 
@@ -305,7 +297,7 @@ def test_a_choice_that_does_not_fit_cannot_win(tmp_path: Path) -> None:
     resolved = loading.load(toy.write_experiment(tmp_path), overrides={"data.max_length": 12})
     built = models.bare(models.load(resolved.model, "causal"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " " + "z" * 30), reference=0)]
-    [prediction], cut = drained(choosing.choose(built, rows, resolved, ()))
+    [prediction], cut = toy.drained(choosing.choose(built, rows, resolved, ()))
     assert prediction.index is None and prediction.finish == "prompt_too_long" and cut == 1
 
 
@@ -316,7 +308,7 @@ def test_a_choice_without_a_likelihood_is_not_called_too_long(tmp_path: Path) ->
     with torch.no_grad():
         built.model.get_output_embeddings().weight.fill_(float("nan"))
     rows = [Example(item="a", prompt="pick:", choices=(" a", " b"), reference=0)]
-    [prediction], cut = drained(choosing.choose(built, rows, resolved, ()))
+    [prediction], cut = toy.drained(choosing.choose(built, rows, resolved, ()))
     assert (prediction.index, prediction.finish, cut) == (None, "not_finite", 0)
     for mode in choice.MODES:
         grade = choice.grade(prediction, rows[0], mode)

@@ -6,6 +6,7 @@ Everything is deterministic and takes milliseconds; nothing here is a good model
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,12 @@ def write_experiment(
         (folder / "adapter_config.json").write_text(json.dumps(adapter))
     (folder / "training_params.json").write_text(json.dumps(parameters))
     return folder
+
+
+def drained(events: Iterator[Any]) -> Any:
+    """What a generator of events returns at its end."""
+    while True:
+        try:
+            next(events)
+        except StopIteration as end:
+            return end.value

@@ -4,12 +4,14 @@
 
 It needs `lm-eval` (0.4.13 was used), the small real model, and a mirror of the data (PEFTLAB_MIRROR). Each task's first
 items are handed to that harness as a task of its own making, with our prompts and options; it tokenises, pads, scores
-and normalises by itself. What differs is listed.
+and normalises by itself. Where each choice has a context of its own it gets the whole sentences, and takes them apart
+by the code of its task `winogrande`. What differs is listed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
@@ -34,7 +36,7 @@ from peftlab.protocols import Example
 from peftlab.rows import data
 from peftlab.scores import choosing, grading
 
-TASKS = ("openbookqa", "piqa", "social_i_qa", "arc_easy", "hellaswag")
+TASKS = ("openbookqa", "piqa", "social_i_qa", "arc_easy", "hellaswag", "winogrande")
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "lora" / "smollm2-135m-r16"
 
 
@@ -43,7 +45,7 @@ class Agreement:
     """Both harnesses on the same items.
 
     Attributes:
-        ours: acc and acc_norm.
+        ours: acc and acc_norm; of endings behind several contexts acc alone.
         theirs: The same, of lm-evaluation-harness.
         unlike: Places of items whose choice differs, by the sum or by the character.
         largest: The largest difference of a log-likelihood.
@@ -64,7 +66,9 @@ def compared(built: Built, spec: RunSpec, examples: Sequence[Example], folder: P
     started = time.perf_counter()
     predictions = _drained(choosing.choose(built, examples, spec, ()))[0]
     ours_took = time.perf_counter() - started
-    chosen = spec.task.model_copy(update={"grader": GraderChoice(name="choice"), "metrics": {"acc": "higher"}})
+    modes = ("acc",) if examples[0].contexts else ("acc", "acc_norm")
+    judged = GraderChoice(name="choice", modes=modes)
+    chosen = spec.task.model_copy(update={"grader": judged, "metrics": {"acc": "higher"}})
     ours = {name: metric.mean for name, metric in grading.grade(chosen, examples, predictions).metrics.items()}
     started = time.perf_counter()
     samples, theirs = _theirs(built, examples, folder, spec.batch.per_device_eval_batch_size)
@@ -74,7 +78,7 @@ def compared(built: Built, spec: RunSpec, examples: Sequence[Example], folder: P
         lengths = np.array([len(choice.lstrip()) for choice in example.choices])
         largest = max(largest, float(np.abs(np.array(prediction.scores) - scores).max()))
         pairs = ((np.array(prediction.scores), scores), (np.array(prediction.scores) / lengths, scores / lengths))
-        if any(one.argmax() != other.argmax() for one, other in pairs):
+        if any(one.argmax() != other.argmax() for one, other in pairs[: len(modes)]):
             unlike.append(place)
     return Agreement(ours=ours, theirs=theirs, unlike=unlike, largest=largest, seconds=(ours_took, theirs_took))
 
@@ -97,17 +101,7 @@ def _theirs(
     from lm_eval.tasks import TaskManager
 
     file = folder / "rows.jsonl"
-    rows = [
-        {
-            "prompt": example.prompt,
-            "options": [choice.lstrip() for choice in example.choices],
-            "gap": example.choices[0][: len(example.choices[0]) - len(example.choices[0].lstrip())],
-            "answer": example.reference or 0,
-        }
-        for example in examples
-    ]
-    gaps = {row["gap"] for row in rows}
-    assert len(gaps) == 1, "one task has one separator"
+    rows, how = _sentences(examples) if examples[0].contexts else _options(examples)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {
         "task": "handed_over",
@@ -115,11 +109,7 @@ def _theirs(
         "dataset_kwargs": {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": "{{prompt}}",
-        "doc_to_choice": "{{options}}",
-        "doc_to_target": "answer",
-        "target_delimiter": gaps.pop(),
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        **how,
     }
     model = HFLM(pretrained=built.model, tokenizer=built.tokenizer, batch_size=batch_size, max_length=512)
     found = simple_evaluate(
@@ -133,7 +123,48 @@ def _theirs(
     samples = sorted(found["samples"]["handed_over"], key=lambda sample: sample["doc_id"])
     scores = [np.array([float(answer[0]) for answer in sample["filtered_resps"]]) for sample in samples]
     results = found["results"]["handed_over"]
-    return scores, {name: float(results[f"{name},none"]) for name in ("acc", "acc_norm")}
+    return scores, {one["metric"]: float(results[f"{one['metric']},none"]) for one in how["metric_list"]}
+
+
+def _options(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows with a prompt and options, and how they are read."""
+    rows = [
+        {
+            "prompt": example.prompt,
+            "options": [choice.lstrip() for choice in example.choices],
+            "gap": example.choices[0][: len(example.choices[0]) - len(example.choices[0].lstrip())],
+            "answer": example.reference or 0,
+        }
+        for example in examples
+    ]
+    gaps = {row["gap"] for row in rows}
+    assert len(gaps) == 1, "one task has one separator"
+    return rows, {
+        "doc_to_text": "{{prompt}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "answer",
+        "target_delimiter": gaps.pop(),
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+
+
+def _sentences(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Whole sentences with a blank, as the data set has them, and that harness' own reading of them."""
+    from lm_eval.tasks.winogrande import preprocess_winogrande as reading
+
+    rows = []
+    for example in examples:
+        first, second = ast.literal_eval(example.columns["choices"])
+        sentence = f"{example.columns['before']}_ {example.columns['after']}"
+        rows.append(
+            {"sentence": sentence, "option1": first, "option2": second, "answer": str((example.reference or 0) + 1)}
+        )
+    return rows, {
+        "doc_to_text": reading.doc_to_text,
+        "doc_to_choice": reading.doc_to_choice,
+        "doc_to_target": reading.doc_to_target,
+        "metric_list": [{"metric": "acc"}],
+    }
 
 
 def main() -> None:
@@ -152,7 +183,7 @@ def main() -> None:
         built = built or models.bare(models.load(spec.model, "causal"))
         with tempfile.TemporaryDirectory() as folder:
             found = compared(built, spec, data.load(spec).test, Path(folder))
-        shown = "  ".join(f"{key} {found.ours[key]:.3f} {found.theirs[key]:.3f}" for key in ("acc", "acc_norm"))
+        shown = "  ".join(f"{key} {found.ours[key]:.3f} {found.theirs[key]:.3f}" for key in found.ours)
         print(f"{name:16s} {shown}  choices unlike: {found.unlike or 'none'}  largest difference {found.largest:.1e}")
         print(f"{'':16s} seconds {found.seconds[0]:.1f} {found.seconds[1]:.1f}", file=sys.stderr)
 

@@ -158,9 +158,9 @@ def _expression(text: str) -> Any:
         new = f" sqrt({root})" if root is not None else f"**({power})" if power is not None else f"(({top})/({bottom}))"
         text = text[: found.start()] + new + text[found.end() :]
     text = text.replace("\\pi", " pi ").replace("\\cdot", "*").replace("^", "**")
-    words = set(re.findall(r"[A-Za-z]+", text)) - set(_WORDS)
-    if re.search(r"[^\w\s+*/().-]", text) or any(len(word) > 1 for word in words):
+    if re.search(r"[^\w\s+*/().-]", text):
         return None
+    text = re.sub(r"[A-Za-z]+", lambda word: word[0] if word[0] in _WORDS else " ".join(word[0]), text)
     try:
         return parse_expr(text, transformations=(*standard_transformations, implicit_multiplication))
     except (SyntaxError, TypeError, ValueError, AttributeError, RecursionError):
@@ -213,6 +213,36 @@ def rewritten(answer: str) -> Iterator[tuple[str, str]]:
         yield "expanded", f"\\frac{{{2 * top}}}{{{2 * bottom}}}"
     if "," in answer and not re.search(r"[\\{}]", answer):
         yield "backwards", ",".join(reversed(answer.strip("()[]").split(",")))
+
+
+def unread(answer: str) -> Iterator[tuple[str, str]]:
+    """Spellings that a tolerant reader takes for the answer, and CorDA's rule mostly does not."""
+    yield "words", answer + " inches"
+    yield "letters", answer + "cm"
+    yield "unit without a blank", answer + "\\text{cm}"
+    yield "dollars", f"${answer}$"
+    yield "box", f"\\boxed{{{answer}}}"
+    yield "open", f"({answer}"
+    if answer[:1] in "([" and answer[-1:] in ")]":
+        yield "bare", answer[1:-1]
+        yield "square", f"[{answer[1:-1]}]"
+        yield "round", f"({answer[1:-1]})"
+        yield "twice", f"({answer})"
+
+
+def unread_pairs(count: int) -> list[tuple[str, str, str]]:
+    """`count` pairs as of `pairs`, of such spellings; half of them of answers in brackets."""
+    golds = [box_of(row["solution"]) for row in rows("math/test")]
+    lists = [gold for gold in golds if gold[:1] in "([" and gold[-1:] in ")]" and "," in gold]
+    lists += [f"[{gold[1:-1]}]" for gold in lists]
+    drawn = random.Random(1)
+    found: list[tuple[str, str, str]] = []
+    while len(found) < count:
+        gold = drawn.choice(lists if len(found) % 2 else golds)
+        what, said = drawn.choice([*unread(gold)])
+        if (what, said, gold) not in found:
+            found.append((what, said, gold))
+    return found
 
 
 def pairs(count: int) -> list[tuple[str, str, str]]:

@@ -21,8 +21,9 @@ import toy
 from peftlab.config import loading
 from peftlab.config import task as tasks
 from peftlab.config.examples import examples
+from peftlab.config.source import Source
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import Source, Task
+from peftlab.config.task import Task
 from peftlab.errors import UserError
 from peftlab.graders import option
 from peftlab.modelling import adapting, models
@@ -51,6 +52,37 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "prefix": ("llama", {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}, False),
     "shadow": ("llama", {"peft_type": "SHADOW"}, False),
 }
+
+
+def test_prompts_as_they_are_shown() -> None:
+    """Those of LLM-Adapters to the blank, two of which stand behind the first paragraph; and of lm-eval's arc_easy."""
+    told = "Please choose the correct answer to the question: What do plants drink?\n\nAnswer1: water Answer2: milk "
+    row = {
+        "instruction": told + "Answer3: oil Answer4: ink\n\nAnswer format: answer1/answer2/answer3/answer4",
+        "output": "the correct answer is answer1",
+        "answer": "answer1",
+    }
+    (found,) = examples(tasks.load("arc_easy"), [row])
+    assert found.prompt == "Question: What do plants drink?\nAnswer:"
+    assert found.choices == (" water", " milk", " oil", " ink")
+    asked = (
+        "Please answer the following question with true or false, question: is ice cold?\n\nAnswer format: true/false"
+    )
+    (found,) = examples(
+        tasks.load("boolq_generated"),
+        [{"instruction": asked, "output": "the correct answer is true", "answer": "true"}],
+    )
+    assert found.prompt == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.  "
+        f"\n\n### Instruction:\n{asked}\n\n### Response:\n"
+    )
+    assert found.target == "the correct answer is true"
+
+
+def test_a_mark_that_is_taken_out_leaves_its_blank_as_in_lm_eval() -> None:
+    """There, the text is stripped before its marks go, and acc_norm counts the blank that stood behind the first."""
+    assert rows_of_sets._without_marks(" [step] Turn  it off. [title] Wait.") == " Turn it off.. Wait."
+    assert rows_of_sets._without_marks("  plain ") == "plain"
 
 
 def built_for(

@@ -15,8 +15,9 @@ from peftlab import protocols
 from peftlab.config import examples
 from peftlab.config import task as tasks
 from peftlab.config.settings import validated
+from peftlab.config.source import Source
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import Source, Task
+from peftlab.config.task import Task
 from peftlab.errors import UserError
 from peftlab.protocols import Example, Prediction
 from peftlab.rows import data, overlap, sources, texts

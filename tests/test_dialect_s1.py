@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from transformers import AutoTokenizer, TrainerState
 
 import toy
+from peftlab.cli import main
 from peftlab.config import loading
 from peftlab.config.spec import RunSpec
 from peftlab.config.task import measured_metrics
@@ -412,10 +414,27 @@ def test_the_template_says_what_is_to_be_filled_in(tmp_path: Path) -> None:
     assert loading.load(filled).task.name == "mine"
 
 
-def test_what_cannot_run_yet_is_refused_before_anything_is_loaded() -> None:
+def test_conversations_have_the_files_headings_over_their_turns() -> None:
     spec = loading.load(CONFIGS / "code_feedback.yaml")
-    with pytest.raises(UserError, match=r"cannot run it yet.*conversations of several turns"):
-        preflight.check(spec)
+    assert (spec.task.kind, spec.task.messages, spec.unready) == ("text", "messages", ())
+    assert spec.task.turns is not None and spec.task.turns.model_dump() == {
+        "system": "{content}",
+        "user": "### Instruction:\n{content}",
+        "assistant": "### Output:\n{content}",
+        "between": "\n\n",
+    }
+    assert (spec.data.loss_mask, spec.data.chat_template, spec.data.max_length) == ("answer", False, 2048)
+    assert any('"### Instruction:\\n{content}" and "### Output:\\n{content}"' in note for note in spec.notes)
+
+
+def test_conversations_of_another_data_set_are_told_by_their_column(tmp_path: Path) -> None:
+    rows = {"dataset.name": "org/talks", "dataset.text_column": "messages"}
+    spec = load(tmp_path, {**rows, "dataset.prompt_template": None})
+    assert spec.task.messages == "messages" and spec.task.turns is None and spec.data.chat_template is None
+    assert any("in the tokenizer's chat template" in note for note in spec.notes)
+    answered = load(tmp_path, {**rows, "dataset.prompt_template": "Q {{1}}: {question}\nA: {answer} (end)"})
+    turns = answered.task.turns
+    assert turns is not None and (turns.user, turns.assistant) == ("Q {{1}}: {content}", "A: {content} (end)")
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
@@ -621,3 +640,22 @@ def test_the_template_of_gsm8k_on_a_real_row(monkeypatch: pytest.MonkeyPatch) ->
     assert (len(rows.train), len(rows.valid), len(rows.test)) == (7373, 100, 1319)
     assert rows.train[0].prompt.endswith("\n\nAnswer: Let's solve this step by step.\n")
     assert rows.train[0].prompt.startswith("Question: Natalia sold clips")
+
+
+def test_the_shipped_file_of_conversations_runs_on_own_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Path(__file__).parent / "cases" / "rows" / "conversations.jsonl"
+    (folder / "talks.jsonl").write_bytes(rows.read_bytes())
+    words = ["task.train.dataset=./talks.jsonl", "model.id=./model", "model.dtype=float32", "train.mixed_precision=no"]
+    words += ["optim.optimizer=AdamW", "data.max_length=400", "train.num_train_epochs=1", "data.retention=null"]
+    words += ["batch.per_device_train_batch_size=5", "batch.gradient_accumulation_steps=1", "data.forgetting=null"]
+    assert main(["run", str(CONFIGS / "code_feedback.yaml"), *words]) == 0
+    state = json.loads((folder / "outputs" / "code_feedback" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 and all(math.isfinite(entry["loss"]) for entry in state["log_history"][:2])
+    capsys.readouterr()
+    assert main(["show", str(CONFIGS / "code_feedback.yaml"), *words]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "### Instruction:\nWrite a function that adds two numbers.\n\n### Output:\n"
+        "[[def add(a, b):\n    return a + b<eos>]]\n"
+    ) in shown
+    assert "18 learnt, written in the task's plain turns" in shown

@@ -292,6 +292,8 @@ def test_doctor_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["libraries"]["verdict"] == "ok" and "45" in found["methods"]["text"]
+    layers = [found[name]["verdict"] for name in ("bubblewrap", "namespaces", "user", "Landlock", "seccomp", "limits")]
+    assert set(layers) <= {"ok", "-"} and ("programs" in found) == ("ok" not in layers[:2])
 
 
 def test_adalora_shows_its_own_loss_term(tmp_path: Path) -> None:

@@ -212,6 +212,24 @@ def test_the_mean_of_a_benchmark_by_hand(tmp_path: Path) -> None:
     assert row == ("m", "-", "0.5000", "0.9000", "0.7000", "0.6510 to 0.7490")
     (half,) = suites.sheet(named, scored[:1]).rows
     assert half == ("m", "-", "0.5000", "-", "-", "-")
+    told = {"partial": True, "baselines": {"baseline_majority_class": 0.25}}
+    sheet = suites.sheet(named, [("m", scored[0][1].model_copy(update=told)), scored[1]])
+    assert sheet.rows == (("m", "-", "0.5000*", "0.9000", "0.7000*", "0.6510 to 0.7490"),)
+    assert sheet.notes == (
+        "* from a part of the data: part0; a mean with such scores is marked too",
+        "without a model: part0 majority_class 0.2500",
+    )
+
+
+def test_a_model_needs_the_test_rows_alone(tmp_path: Path) -> None:
+    """Where none are shown, training rows are not read; what is shown are training rows."""
+    task, model = toy.write_task(tmp_path / "task"), str(toy.save_model(tmp_path / "m"))
+    (tmp_path / "task" / "train.jsonl").unlink()
+    (tmp_path / "task" / "valid.jsonl").unlink()
+    found = [one for one in evaluate([model], tmp_path / "results", task=str(task)) if isinstance(one, Evaluated)]
+    assert [one.evaluation.num_items for one in found] == [12]
+    with pytest.raises(UserError, match="train"):
+        evaluate([model], tmp_path / "results", task=str(task), overrides={"generation.few_shot": 1})
 
 
 def test_a_classifier_is_scored_on_what_it_was_trained_on(tmp_path: Path) -> None:

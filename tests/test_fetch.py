@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from peftlab.cli import main
-from peftlab.config.task import Source, load
+from peftlab.config.source import Source
+from peftlab.config.task import load
 from peftlab.errors import UserError
 from peftlab.rows import fetching, sources
 from peftlab.rows.fetching import Fetched, fetch

@@ -33,6 +33,11 @@ def cases_of(name: str) -> list[dict[str, Any]]:
     return [case for file in files for case in json.loads(file.read_text(encoding="ascii"))]
 
 
+def grader_modes(name: str) -> tuple[str, ...]:
+    modes: tuple[str, ...] = protocols.find("graders", name).modes
+    return modes
+
+
 def prediction_of(output: Any) -> Prediction:
     if isinstance(output, str):
         return Prediction(text=output)
@@ -77,6 +82,15 @@ def test_every_grader_refuses_an_unknown_mode_and_sums_up_nothing(name: str) -> 
     with pytest.raises(UserError, match="unknown mode"):
         grader.grade(prediction_of(case["output"]), example, "lenient")
     assert grader.summary([], []) == {}
+
+
+PARSERS = {"math": grader_modes("math"), "numeric": grader_modes("numeric"), "option": grader_modes("option")}
+
+
+@pytest.mark.parametrize(("name", "mode"), [(name, mode) for name, modes in PARSERS.items() for mode in modes])
+def test_every_parser_has_sixty_cases_of_its_own(name: str, mode: str) -> None:
+    expected = [case[mode] for case in cases_of(name) if mode in case]
+    assert len(expected) >= 60 and sum(not one for one in expected) >= len(expected) / 6
 
 
 def test_cases_are_hard() -> None:

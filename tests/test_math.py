@@ -66,6 +66,27 @@ def test_pairs_are_judged_as_the_rules_of_corda_have_it(count: int) -> None:
     assert not differ
 
 
+@needs_mirror
+@pytest.mark.parametrize("count", [16, pytest.param(300, marks=pytest.mark.slow)])
+def test_what_cordas_rule_does_not_read_is_not_read(count: int) -> None:
+    """Bare lists, words, letters, dollar signs and boxes around the right value."""
+    differ = [
+        (what, said, gold)
+        for what, said, gold in math_rules.unread_pairs(count)
+        if score(f"The answer is: {said}", f"\\boxed{{{gold}}}", "corda") != math_rules.corda(said, gold)
+    ]
+    assert not differ
+
+
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [("1,2", "[1,2]"), ("-2,7", "[-2,7]"), ("5cm", "5"), ("5 inches", "5"), ("$5$", "5"), ("\\boxed{5}", "5")],
+)
+def test_corda_takes_no_list_for_a_bracketed_one_and_no_letters_for_a_unit(said: str, gold: str) -> None:
+    assert not math_rules.corda(said, gold)
+    assert score(f"The answer is: {said}", f"\\boxed{{{gold}}}", "corda") == 0
+
+
 EXPLAINED = {"unit", "left side", "brackets", "backwards", "decimal", "comma", "expanded", "negated"}
 """Where math-verify takes two spellings for one value and the benchmark compares texts (docs/design/mathematics.md)."""
 

@@ -16,7 +16,8 @@ import torch
 import documents
 from peftlab.config.groups import GROUPS
 from peftlab.config.settings import validated
-from peftlab.config.task import Source, Task
+from peftlab.config.source import Source
+from peftlab.config.task import Task
 from peftlab.dialects import _s1_sections, s0
 from peftlab.protocols import find, names
 from peftlab.records.record import Status

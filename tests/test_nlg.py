@@ -98,6 +98,15 @@ def test_references_of_a_meaning_are_all_taken_and_a_row_without_any_has_its_own
     assert len(found[5].reference) == 2 and rouge.grade(Prediction(text=second), found[5], "rouge_l").score == 1
 
 
+def test_whoever_does_not_reply_spoke_last() -> None:
+    """B replies, so of two turns B said the first, and of three A did."""
+    row = {"personality": ["i fish ."], "candidates": ["no", "sure"], "conv_id": "7"}
+    (found,) = examples(tasks.load("convai2"), [{**row, "history": ["hi", "hello"]}])
+    assert found.prompt == "B's persona: i fish .\nB: hi\nA: hello\nB:" and found.target.strip() == "sure"
+    (found,) = examples(tasks.load("convai2"), [{**row, "history": ["hi", "hello", "so ?"]}])
+    assert found.prompt == "B's persona: i fish .\nA: hi\nB: hello\nA: so ?\nB:"
+
+
 @pytest.mark.parametrize(
     ("name", "broken"),
     [

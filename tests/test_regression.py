@@ -13,8 +13,9 @@ from transformers import AutoModel
 
 import toy
 from peftlab.config import loading
+from peftlab.config import task as tasks
 from peftlab.events import Evaluated
-from peftlab.job import runs
+from peftlab.job import regrading, runs
 from peftlab.loop import loss, training
 from peftlab.modelling import adapting, models, weights
 from peftlab.records.store import RunStore
@@ -121,6 +122,8 @@ def test_a_decoder_tells_classes_apart_and_a_metric_that_is_named_later_needs_no
 
 def test_a_model_that_has_diverged_gives_no_number() -> None:
     assert classifying._value_of([float("nan")]).value is None
+    assert classifying._class_of([float("nan"), 0.0]).index is None
+    assert classifying._class_of([float("-inf"), 0.0]).index == 1
     assert classifying._value_of([2.5]).value == 2.5
 
 
@@ -132,3 +135,32 @@ def test_a_batch_of_one_row_is_no_batch_of_none(tmp_path: Path) -> None:
     assert len(toy.drained(evaluation.score(built, rows, one)).samples) == 1
     batch = collate(classifying.rows_of(built, rows, spec, ()), pad_id=built.pad_id)
     assert loss.from_logits(torch.zeros(1, 1), batch).total.shape == ()
+
+
+def test_grading_again_by_the_own_grader_changes_nothing(tmp_path: Path) -> None:
+    """Of an error less is better, whoever asks."""
+    store = RunStore(tmp_path / "results")
+    folder = experiment(tmp_path, "llama", train={"max_steps": 1})
+    before = [one.metrics for one in runs.run(loading.load(folder), store).evaluations]
+    list(regrading.regrade(str(folder), store, grader="correlation"))
+    (record,) = store.records()
+    assert [one.metrics for one in record.evaluations] == before
+    assert all(one.metrics["mse"].direction == "lower" for one in record.evaluations)
+
+
+def test_another_grader_says_what_is_better_of_its_own_metrics() -> None:
+    task = tasks.task_of({**PLAIN, "metrics": {"pearson": "higher"}}, where="here")
+    assert tasks.direction_of(task, "mse") == "lower" and tasks.direction_of(task, "spearman") == "higher"
+    task = tasks.task_of({**PLAIN, "metrics": {"mse": "higher"}}, where="here")
+    assert tasks.direction_of(task, "mse") == "higher"  # what a task says stands
+
+
+PLAIN: dict[str, Any] = {
+    "name": "plain",
+    "version": 1,
+    "kind": "regress",
+    "columns": {"a": "a", "b": "b"},
+    "pair": ["a"],
+    "reference": "b",
+    "grader": {"name": "correlation"},
+}

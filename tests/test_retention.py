@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import toy
+from comparing import record_file
+from fork_runner import Runner
 from peftlab.cli import running
 from peftlab.config import benchmarks, loading, task
 from peftlab.errors import UserError
@@ -165,3 +167,41 @@ def test_by_default_the_general_suite_is_asked_for(tmp_path: Path) -> None:
     under = samples.spec_of(spec, asked[0])
     assert under.task.test is not None and under.task.test.sample == 200 and under.task.train is None
     assert under.task.name in task.available()
+
+
+@pytest.mark.slow
+def test_two_processes_score_it_as_one_does(tmp_path: Path) -> None:
+    """Before training and after it, in batches that both processes have a share of: the follower reads its rows too."""
+    folder = toy.write_experiment(
+        tmp_path,
+        adapter={**toy.LORA, "lora_dropout": 0.0},
+        data={"retention": str(suite(tmp_path))},
+        batch={"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2},
+        train={"max_steps": 4},
+    )
+    runner = Runner()
+    try:
+        assert runner.run(folder, tmp_path / "one", overrides={"batch.gradient_accumulation_steps": 2}) == 0
+        assert runner.launch(2, folder, tmp_path / "two") == [0, 0]
+    finally:
+        runner.close()
+    records = [json.loads(record_file(tmp_path / name).read_text()) for name in ("one", "two")]
+    assert [record["spec"]["launch"]["num_processes"] for record in records] == [1, 2]
+    assert records[0]["training"]["retention"] == records[1]["training"]["retention"]
+    assert records[0]["training"]["retention"]["reason"] is None
+    sides = []
+    for name, record in zip(("one", "two"), records, strict=True):
+        found = {}
+        for one in (one for one in record["evaluations"] if one["what"] == "sample"):
+            place = tmp_path / name if one["role"] == "base" else record_file(tmp_path / name).with_suffix("")
+            lines = (place / one["folder"] / "samples.jsonl").read_text().splitlines()
+            said = [json.loads(line)["prediction"] for line in lines]
+            answers = [(each.get("text"), each.get("index")) for each in said]
+            found[one["task"], one["role"]] = one["items"], answers, [each.get("scores", []) for each in said]
+        sides.append(found)
+    first, second = sides
+    assert first.keys() == second.keys() and len(first) == 4
+    for which, (items, answers, scores) in first.items():
+        assert second[which][:2] == (items, answers) and len(answers) == 5, which
+        for mine, other in zip(scores, second[which][2], strict=True):
+            assert other == pytest.approx(mine, rel=1e-3, abs=1e-3), which

@@ -113,6 +113,7 @@ def test_settings_of_s3(name: str, rate: float, rows: int, accumulated: int, war
     assert (spec.optim.learning_rate, spec.optim.warmup_steps, spec.seed) == (rate, warmup, seed)
     assert (spec.batch.per_device_train_batch_size, spec.batch.gradient_accumulation_steps) == (rows, accumulated)
     assert (spec.model.id, spec.train.num_train_epochs) == ("EleutherAI/gpt-neo-1.3B", 1)
+    assert (spec.task.name, spec.train.eval_steps) == ("commonsense_170k", 80)
     assert spec.model.gradient_checkpointing and spec.data.loss_mask == "answer"
     if spec.adapter is not None:
         assert spec.adapter["target_modules"] == ["q_proj", "v_proj"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftlab.config.settings import validated
-from peftlab.config.task import Source
+from peftlab.config.source import Source
 from peftlab.errors import UserError
 from peftlab.rows import rowfiles, sources
 

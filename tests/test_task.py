@@ -15,7 +15,8 @@ from peftlab.config import references
 from peftlab.config import task as tasks
 from peftlab.config.examples import examples, with_shots
 from peftlab.config.settings import validated
-from peftlab.config.task import Source, Task
+from peftlab.config.source import Source
+from peftlab.config.task import Task
 from peftlab.config.templates import fill, template_fields
 from peftlab.errors import UserError
 
@@ -147,7 +148,7 @@ def test_unknown_names_and_keys_name_the_nearest(tmp_path: Path) -> None:
         (PLAIN, {"prompt": "{qestion}"}, "'prompt' uses {qestion}"),
         (PLAIN, {"prompt": "{choice}"}, "'prompt' uses {choice}"),
         (PLAIN, {"target": "{choice}"}, "'target' uses {choice}"),
-        (CHOOSE, {"prompt": "{choice}"}, "'prompt' uses {choice}"),
+        (CHOOSE, {"prompt": "{choise}"}, "'prompt' uses {choise}"),
         (PLAIN, {"prompt": "{question.__class__}"}, "only plain fields"),
         (PLAIN, {"prompt": "{question!r}"}, "only plain fields"),
         (PLAIN, {"prompt": "{question:>9}"}, "only plain fields"),

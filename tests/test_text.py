@@ -20,8 +20,9 @@ from peftlab.config import loading
 from peftlab.config import task as tasks
 from peftlab.config.examples import examples
 from peftlab.config.settings import validated
+from peftlab.config.source import Source
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import TEXT_METRICS, Source, Task
+from peftlab.config.task import TEXT_METRICS, Task
 from peftlab.errors import UserError
 from peftlab.job import runs
 from peftlab.loop import loss
@@ -100,6 +101,13 @@ def test_windows_by_hand() -> None:
     assert [row.labels_from for row in piece.rows] == [1, 1, 1]
     assert [row.has_eos for row in piece.rows] == [False, False, True]
     assert piece.num_bytes == 19
+
+
+@pytest.mark.parametrize("join", [None, ""])
+def test_bytes_are_counted_and_not_characters(join: str | None) -> None:
+    """'caf\u00e9 \u20ac' has six characters and nine bytes: 3 + 2 + 1 + 3."""
+    (piece,) = windows.pieces(texts(["caf\u00e9 \u20ac"]), byte_pairs(), max_length=64, join=join)
+    assert piece.num_bytes == pytest.approx(9)
 
 
 def test_a_prefix_of_the_tokenizers_own_stands_before_every_window() -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from peftlab.errors import UserError, unknown_name
 from peftlab.foreign import Dialect
 
 PLUGINS_VARIABLE = "PEFTLAB_PLUGINS"
+_PASS_AT = re.compile(r"pass@([1-9][0-9]*)(?:_(\w+))?", re.ASCII)
 
 
 # ---------------------------------------------------------------------------------------------- data that travels
@@ -34,7 +36,9 @@ class Example:
         target: Text that the model should continue with (empty for classification).
         reference: What the grader compares with: gold text, a label index or a number.
         choices: Texts to choose between (`kind: choose`), else empty.
+        contexts: What each choice stands behind, where the prompt names it (`prompt` is the right one's), else empty.
         pair: The one or two texts of a classification row, else empty.
+        messages: The turns of a conversation, each with `role` and `content`, else empty.
         cluster: Id shared by rows with a common source (a passage), or None.
         columns: The task's columns of this row, as text; what overlap is measured on.
     """
@@ -44,7 +48,9 @@ class Example:
     target: str = ""
     reference: Any = None
     choices: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
     pair: tuple[str, ...] = ()
+    messages: tuple[Mapping[str, str], ...] = ()
     cluster: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,20 +70,23 @@ class Completion:
     """What an engine returned for one prompt.
 
     `finish` is `stop` (EOS or stop string), `length` (limit reached) or `prompt_too_long` (nothing was generated).
-    `token_ids` is None for engines that return text only.
+    `token_ids` is None for engines that return text only. `more` has the further ones where `num_return_sequences` of
+    the options asks for several.
     """
 
     text: str
     token_ids: tuple[int, ...] | None
     finish: str
-    num_tokens: int
+    num_tokens: int | None
+    more: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a model said about one example: text, or a chosen index, or a number.
 
-    `finish` is a completion's, or `not_finite`: the model gave a choice no finite likelihood.
+    `finish` is a completion's, or `not_finite`: the model gave a choice no finite likelihood. `more` has the further
+    answers to the same prompt where several were asked for.
     """
 
     text: str | None = None
@@ -86,15 +95,20 @@ class Prediction:
     value: float | None = None
     finish: str | None = None
     num_tokens: int | None = None
+    more: tuple[Prediction, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """A grader's judgement: `score` in [0, 1] (or a loss), the parsed answer, and whether one was found."""
+    """A grader's judgement: `score` in [0, 1] (or a loss), the parsed answer, and whether one was found.
+
+    `why` names the kind of failure, where the grader tells kinds apart; their shares stand in the notes.
+    """
 
     score: float
     answer: str | None
     valid: bool
+    why: str | None = None
 
 
 # ----------------------------------------------------------------------------------------------- extension points
@@ -114,8 +128,15 @@ class Grader:
             these items do not define. A metric that the task names has its direction and is stored; the others stand
             in the notes.
         corpus_metrics: All names that `corpus` may give.
+        lower: Those of its metrics of which less is better; a task may say otherwise.
         check: (modes) -> None. Raises a `UserError` when a mode cannot work here (an extra is not installed); asked
             before anything is loaded.
+        grade_all: (predictions, examples, mode, group `execution`) -> position and grade of each, as they are known:
+            for a grader that runs what was answered, many at a time. None: they are graded one by one.
+        ready: (group `execution`) -> None. Raises a `UserError` when what was answered cannot be run here; asked before
+            anything is loaded.
+        written: (prediction, example, mode) -> the whole text that is graded, for other systems to grade; None: it is
+            the answer itself.
     """
 
     version: int
@@ -125,7 +146,11 @@ class Grader:
     summary: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, float]] = lambda grades, examples: {}
     corpus: Callable[[Sequence[Grade], Sequence[Example]], Mapping[str, Sequence[float]]] = lambda grades, examples: {}
     corpus_metrics: tuple[str, ...] = ()
+    lower: tuple[str, ...] = ()
     check: Callable[[Sequence[str]], None] = lambda modes: None
+    grade_all: Callable[[Sequence[Prediction], Sequence[Example], str, Any], Iterator[tuple[int, Grade]]] | None = None
+    ready: Callable[[Any], None] = lambda execution: None
+    written: Callable[[Prediction, Example, str], str | None] | None = None
 
 
 def metric_name(grader: Grader, mode: str) -> str:
@@ -133,6 +158,17 @@ def metric_name(grader: Grader, mode: str) -> str:
     if mode == grader.modes[0]:
         return grader.metric
     return mode if mode.startswith(grader.metric) else f"{grader.metric}_{mode}"
+
+
+def pass_at(metric: str, grader: Grader) -> tuple[int, str] | None:
+    """K and the mode of a metric `pass@K`, or of `pass@K_<mode>` where the mode is not the grader's first.
+
+    Any grader may be asked for it: the share of items of which one answer of K has the full score. None: it is
+    another metric.
+    """
+    match = _PASS_AT.fullmatch(metric)
+    mode = None if match is None else match[2] or grader.modes[0]
+    return (int(match[1]), mode) if match and mode in grader.modes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,18 +215,34 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """An engine opened on one model: `generate` keeps the order of its prompts; `close` frees what it holds."""
+    """An engine opened on one model: `generate` keeps the order of its prompts; `close` frees what it holds.
+
+    `at_once` is how many prompts it wants together; None: an evaluation batch.
+    """
 
     generate: Callable[[Sequence[Prompt], Mapping[str, Any]], list[Completion]]
     close: Callable[[], None] = lambda: None
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Generates text. `open(source)` takes a `models.Built` or an endpoint's settings and returns a `Session`."""
+    """Generates text.
+
+    Attributes:
+        open: (source) -> Session. The source is a `models.Built`; of an engine that works elsewhere it is the group
+            `endpoint`, whose `model` is who is asked, and `seed=` is the run's.
+        returns_token_ids: Whether its completions have them.
+        elsewhere: The weights are in another program's hands: its answers count only where they agree with those that
+            our own weights give (`scores/agreement.py`).
+        check: (group endpoint, group generation) -> None. Raises a `UserError` for what it cannot do; asked before
+            anything is loaded.
+    """
 
     open: Callable[..., Session]
     returns_token_ids: bool = True
+    elsewhere: bool = False
+    check: Callable[[Any, Any], None] = lambda endpoint, generation: None
 
 
 @dataclass(frozen=True, kw_only=True)

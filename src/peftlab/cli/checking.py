@@ -17,6 +17,7 @@ from peftlab.cli import arguments, catalogue, problem_text, tables, units
 from peftlab.config import references, task
 from peftlab.config.folders import PARAMETER_FILES, YAML_SUFFIXES, shared_files
 from peftlab.config.settings import read_json, read_yaml
+from peftlab.config.source import Source
 from peftlab.config.spec import ADAPTER_FILE, RunSpec
 from peftlab.errors import UserError, unknown_name
 from peftlab.modelling import beginning
@@ -117,7 +118,7 @@ def _report_task(checked: task.Task, problems: list[UserError]) -> None:
     _look_up_grading(problems, checked)
     lines: dict[str, tables.Cell] = {"kind": checked.kind, "metric": checked.primary_metric}
     for part in task.PARTS:
-        source: task.Source | None = getattr(checked, part)
+        source: Source | None = getattr(checked, part)
         lines[part] = _rows_text(source) if source else "none"
     if checked.known_leaks:
         lines["known leak"] = "\n".join(checked.known_leaks)
@@ -203,7 +204,7 @@ def last_batch_note(spec: RunSpec) -> str | None:
     return f"the last validation batch holds {rows % batch} of {batch} rows ({rows} rows in all)"
 
 
-def _rows_text(source: task.Source) -> str:
+def _rows_text(source: Source) -> str:
     if source.generator is not None:
         return f"{source.generator}, {source.size} rows generated from seed {source.seed}"
     drawn = f", {source.sample} drawn" if source.sample is not None else ""

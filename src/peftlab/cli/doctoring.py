@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from peftlab.cli import arguments, environment, tables, units
+from peftlab.cli import arguments, environment, programs, tables, units
 from peftlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _WIDTH, _NAMES = 8, 12
 
 
 def doctor(words: Sequence[str], *, as_json: bool, dialect: str | None) -> None:
-    """Examine one experiment, or the machine when none is named.
+    """Examine one experiment, or a task's reference programs, or the machine when none is named.
 
     Raises:
         typer.Exit: With code 1 when something is broken.
@@ -40,6 +40,9 @@ def doctor(words: Sequence[str], *, as_json: bool, dialect: str | None) -> None:
     paths, settings = arguments.split(words)
     if len(paths) > 1:
         raise UserError("doctor examines one experiment at a time", fix=f"peftlab doctor {paths[0]}")
+    if paths and programs.is_task(paths[0]):
+        programs.examine(paths[0], arguments.parse(settings), as_json=as_json)
+        return
     if not paths:
         if settings:
             raise UserError(f"'{settings[0]}' belongs to an experiment, and none is named", fix="name its folder")
@@ -119,6 +122,7 @@ def _machine(*, as_json: bool) -> None:
         else ("ok", f"peft offers {len(known)} types, each of them measured: peftlab list methods"),
         "versions": _measured_with(table.versions, versions),
         "machine": ("ok", "; ".join(environment.machine().values())),
+        **programs.layers(),
     }
     if as_json:
         tables.write_json({name: {"verdict": word, "text": text} for name, (word, text) in lines.items()})

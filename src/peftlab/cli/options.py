@@ -39,6 +39,11 @@ Dialect = Annotated[
         "--dialect", metavar="NAME", help="Foreign format that the experiment is written in (s0, s1); else found out."
     ),
 ]
+UNSAFE_SETTING = "execution.allow_unsafe_code=true"
+Unsafe = Annotated[
+    bool,
+    typer.Option("--allow-unsafe-code", help="Run what models write even where nothing isolates it (peftlab doctor)."),
+]
 Results = Annotated[str, typer.Option("--results", metavar="DIR", help="Folder of results.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr: checkpoints, notes, log messages.")]

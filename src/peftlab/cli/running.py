@@ -112,7 +112,7 @@ def _retention_text(kept: Mapping[str, Any]) -> str:
 
 def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> str:
     """Every metric with its 95 % interval, from the stored outcomes of the items."""
-    from peftlab.verdicts import outcomes
+    from peftlab.verdicts import failing, outcomes
 
     folder = store.evaluation_folder(record, evaluation)
     where = f" on {evaluation.task} {evaluation.part}" + (", part of the data" if evaluation.partial else "")
@@ -121,7 +121,7 @@ def _metrics_text(record: Record, evaluation: Evaluation, store: RunStore) -> st
         found = outcomes.score(outcomes.read(folder, evaluation, name), [metric])
         bounds = f" ({units.bounds(found.low, found.high)})" if found.low is not None else ""
         lines.append(f"{name} {units.number(metric.mean)}{bounds}, n {metric.n or units.UNKNOWN}{where}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [failing.said([evaluation])])])
 
 
 def set_up_logging(verbose: bool) -> None:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from peftlab.config.spec import RunSpec
 from peftlab.errors import UserError
 
 if TYPE_CHECKING:
+    from peftlab.protocols import Example
     from peftlab.rows import data
     from peftlab.rows.lengths import Bin
     from peftlab.rows.tokenise import TokenRow
@@ -39,11 +41,15 @@ _BAR_CHARACTERS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One row as text: what is only read, what is learnt, a class, and whether the end was cut off."""
+    """One row as text: what is only read, what is learnt, a class, and whether the end was cut off.
+
+    Of a conversation `pieces` are its text, in order, each with whether it is learnt; elsewhere there are none.
+    """
 
     item: str
     masked: str
     trained: str
+    pieces: tuple[tuple[str, bool], ...] = ()
     label: int | float | None = None
     truncated: bool = False
 
@@ -80,13 +86,24 @@ def _is_experiment(target: str, dialect: str | None) -> bool:
 def _task(spec: RunSpec) -> dict[str, Any]:
     rows = _read(spec)
     examples = (rows.train or rows.valid or rows.test)[:NUM_ROWS]
-    shown = [
-        Shown(
-            item=one.item, masked=" || ".join(one.pair) or one.prompt, trained=one.target or str(one.reference)
-        )  # a classification learns its reference
-        for one in examples
-    ]
-    return {"task": spec.task.name, "rows": [asdict(row) for row in shown], **_facts(rows)}
+    return {"task": spec.task.name, "rows": [asdict(_untokenised(one)) for one in examples], **_facts(rows)}
+
+
+def _untokenised(one: Example) -> Shown:
+    """A row before any tokenizer; a classification learns its reference."""
+    if one.messages:
+        turns = [
+            piece
+            for turn in one.messages
+            for piece in ((f"<{turn['role']}> ", False), (turn["content"], turn["role"] == "assistant"), ("\n", False))
+        ]
+        return _in_pieces(one.item, turns)
+    return Shown(item=one.item, masked=" || ".join(one.pair) or one.prompt, trained=one.target or str(one.reference))
+
+
+def _in_pieces(item: str, pieces: Sequence[tuple[str, bool]], *, truncated: bool = False) -> Shown:
+    said = ["".join(text for text, learnt in pieces if learnt is wanted) for wanted in (False, True)]
+    return Shown(item=item, masked=said[0], trained=said[1], pieces=tuple(pieces), truncated=truncated)
 
 
 def _experiment(spec: RunSpec, *, every_row: bool) -> dict[str, Any]:
@@ -117,6 +134,7 @@ def _experiment(spec: RunSpec, *, every_row: bool) -> dict[str, Any]:
         "lengths": lengths.summary(found),
         "limit": spec.data.max_length,
         "loss_mask": spec.data.loss_mask,
+        "turns": dict(found.turns),
         "histogram": [asdict(one) for one in lengths.histogram(found.lengths)],
         "batch_size": spec.batch.per_device_train_batch_size,
         "order": spec.batch.order,
@@ -139,7 +157,12 @@ def _facts(rows: data.Rows) -> dict[str, Any]:
 
 
 def as_text(tokenizer: Any, row: TokenRow) -> Shown:
-    """A row's tokens as text, divided where the loss begins."""
+    """A row's tokens as text, divided where the loss begins; those of a conversation wherever it begins and ends."""
+    if row.spans is not None:
+        places = [0, *(place for span in row.spans for place in span), len(row.ids)]
+        parts = [tokenizer.decode(row.ids[start:stop]) if start < stop else "" for start, stop in pairwise(places)]
+        pieces = [(text, number % 2 == 1) for number, text in enumerate(parts) if text]
+        return _in_pieces(row.item, pieces, truncated=row.truncated)
     masked, trained = row.ids[: row.labels_from], row.ids[row.labels_from :]
     return Shown(
         item=row.item,
@@ -169,11 +192,17 @@ def _draw(found: Mapping[str, Any]) -> None:
 
 def marked(row: Shown, *, colours: bool) -> str:
     """A row's text with what the loss is taken on in [[ ]], and where it was cut off."""
-    label = f"[[label {row.label}]]" if row.label is not None else ""
-    trained = (f"[[{_visible(row.trained)}]]" if row.trained else "") + label
-    if colours:
-        trained = typer.style(trained, fg="green", bold=True)
-    return f"{_visible(row.masked)}{trained}{' (cut off here)' if row.truncated else ''}"
+    pieces = row.pieces or ((row.masked, False), (row.trained, True))
+    texts = [
+        _learnt(f"[[{_visible(text)}]]", colours) if learnt and text else _visible(text) for text, learnt in pieces
+    ]
+    if row.label is not None:
+        texts.append(_learnt(f"[[label {row.label}]]", colours))
+    return f"{''.join(texts)}{' (cut off here)' if row.truncated else ''}"
+
+
+def _learnt(text: str, colours: bool) -> str:
+    return typer.style(text, fg="green", bold=True) if colours else text
 
 
 def bars(found: Sequence[Bin], *, limit: int) -> list[str]:
@@ -222,12 +251,27 @@ def _length_pairs(found: Mapping[str, Any], of: Mapping[str, Any]) -> dict[str, 
         )
         if of["rows_without_labels"]:
             pairs["without loss"] = f"{of['rows_without_labels']} rows: nothing of their target is within the limit"
+    pairs.update(_turn_pairs(found["turns"]))
     orders = ", ".join(
         f"{order}{' (as declared)' if order == found['order'] else ''} {units.share(share, 1)}"
         for order, share in found["padding"].items()
     )
     pairs["padding"] = f"{orders}; {found['batch_size']} rows a batch"
     return pairs
+
+
+def _turn_pairs(turns: Mapping[str, Any]) -> dict[str, tables.Cell]:
+    """Of conversations: who wrote them, and what a reader of the rows should know."""
+    if not turns:
+        return {}
+    by = {"tokenizer": "the tokenizer's chat template", "task": "the task's plain turns"}[turns["written_by"]]
+    said = {
+        "rows_with_markers": "rows in which somebody says a special token, which is read as one",
+        "rows_with_lost_turns": "rows of which the chat template drops a turn",
+        "boundary_rows": "rows tokenised in pieces, as a turn would merge with what stands before it",
+    }
+    odd = [f"{what}: {turns[name]}" for name, what in said.items() if turns[name]]
+    return {"turns": "; ".join([f"{turns['assistant_turns']} learnt, written in {by}", *odd])}
 
 
 def _overlap_text(shares: Mapping[str, Any], count: int) -> str:

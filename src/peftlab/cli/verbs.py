@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from peftlab.cli.options import Dialect, Json, Plugins, Results, Settings, Verbose, Where, print_version
+from peftlab.cli.options import (
+    UNSAFE_SETTING,
+    Dialect,
+    Json,
+    Plugins,
+    Results,
+    Settings,
+    Unsafe,
+    Verbose,
+    Where,
+    print_version,
+)
 from peftlab.cli.result_verbs import results_app
 
 app = typer.Typer(
@@ -56,6 +67,7 @@ def run(
         str | None,
         typer.Option("--bucket_name", metavar="USER/BUCKET", help="Upload the weights to this bucket of the hub."),
     ] = None,
+    unsafe: Unsafe = False,
     json: Json = False,
     verbose: Verbose = False,
     plugins: Plugins = None,
@@ -79,7 +91,7 @@ def run(
     )
     running.run(
         path,
-        settings or [],
+        [*(settings or []), *([UNSAFE_SETTING] if unsafe else [])],
         options,
         folder=results,
         as_json=json,
@@ -115,6 +127,15 @@ def evaluate(
         str | None,
         typer.Option("--grader", metavar="G[/MODE]", help="With --regrade: another grader, beside the task's."),
     ] = None,
+    generations: Annotated[
+        str | None,
+        typer.Option("--save-generations", metavar="FILE", help="Write whole programs as bigcode's harness does."),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--bigcode_eval_path", metavar="DIR", help="Let that harness, installed in DIR, score them too."),
+    ] = None,
+    unsafe: Unsafe = False,
     results: Results = "results",
     json: Json = False,
     verbose: Verbose = False,
@@ -138,7 +159,8 @@ def evaluate(
     """
     from peftlab.cli import evaluating
 
-    asked = evaluating.Asked(task=task, benchmarks=tuple(benchmark or ()), checkpoint=checkpoint)
+    programs = evaluating.Programs(path=generations, harness=harness, unsafe=unsafe)
+    asked = evaluating.Asked(task=task, benchmarks=tuple(benchmark or ()), checkpoint=checkpoint, programs=programs)
     if regrade or grader is not None:
         evaluating.regrade(runs, asked, grader=grader, regrades=regrade, folder=results, as_json=json, verbose=verbose)
         return
@@ -310,7 +332,8 @@ def doctor(
     Examples:
       peftlab doctor experiments/lora/smollm2-135m-r16 task=arithmetic
       peftlab doctor my/adapter model.dtype=bfloat16 --json
-      peftlab doctor                                    libraries, machine, the table of methods
+      peftlab doctor                                    libraries, machine, methods, what isolates programs
+      peftlab doctor humaneval                          a task's own solutions, and their margin below the limits
 
     Six steps on four rows: gradients, what changes and what must not, saving and loading, merging, switching off,
     batches, resuming, the seed. Exit code 1 when something is broken, 2 for bad input. Writes nothing that stays.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from peftlab.config import task
 from peftlab.config.settings import Settings, read_yaml, setting, validated
-from peftlab.config.task import Names, Task
+from peftlab.config.source import Names
+from peftlab.config.task import Task
 from peftlab.errors import UserError, unknown_name
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from peftlab.config.task import TASK_FOLDER, Row, Task
+from peftlab.config import turns
+from peftlab.config.source import Row
+from peftlab.config.task import TASK_FOLDER, Task
 from peftlab.config.templates import fill, template_fields
 from peftlab.digest import digest
 from peftlab.errors import UserError, nearest
@@ -43,13 +45,21 @@ def examples(task: Task, rows: Sequence[Row]) -> list[Example]:
 
 
 def within(task: Task, rows: Sequence[Row], limit: int) -> list[bool]:
-    """Which raw rows have at most `limit` characters: the task's columns as text, joined by one space each."""
+    """Which raw rows have at most `limit` characters: the task's columns as text, joined by one space each.
+
+    Of a conversation it is what was said, one turn a line.
+    """
     convert = _converter(task.name) if task.convert else None
     lengths = []
     for row in rows:
         converted = convert(row) if convert else row
-        lengths.append(sum(len(str(_pick(task, converted, names))) + 1 for names in task.columns.values()) - 1)
+        texts = [_as_text(task, name, _pick(task, converted, names)) for name, names in task.columns.items()]
+        lengths.append(sum(len(text) + 1 for text in texts) - 1)
     return [length <= limit for length in lengths]
+
+
+def _as_text(task: Task, name: str, value: Any) -> str:
+    return turns.as_text(value) if name == task.messages else str(value)
 
 
 def _pick(task: Task, row: Row, names: str | tuple[str, ...], where: str = "columns") -> Any:
@@ -96,15 +106,21 @@ def _example(task: Task, values: dict[str, Any], cluster: str | None) -> Example
         raise UserError(
             f"task '{task.name}': a row is no plain data ({error}): {str(values)[:200]}", fix="mend the row"
         ) from None
+    said: turns.Conversation = ()
+    if task.messages:
+        where = f"task '{task.name}': row {item[:12]} ({turns.beginning(values[task.messages])!r})"
+        said = turns.conversation(values[task.messages], where=where)
     return Example(
         item=item,
-        prompt=fill(task.prompt, plain),
+        messages=said,
+        prompt=fill(task.prompt, target_values if task.names_choice else plain),
         target=fill(task.target, target_values) if task.target else "",
         reference=reference,
         choices=tuple(fill(task.target, {**plain, "choice": choice}) for choice in choices),
+        contexts=tuple(fill(task.prompt, {**plain, "choice": choice}) for choice in choices if task.names_choice),
         pair=tuple(str(values[name]) for name in task.pair),
         cluster=cluster,
-        columns={name: str(value) for name, value in values.items()},
+        columns={name: _as_text(task, name, value) for name, value in values.items()},
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import field_validator, model_validator
 
@@ -221,6 +223,9 @@ class GenerationSettings(Settings):
     top_p: float = setting(1.0, "of sampling", key="eval", gt=0, le=1)
     top_k: int = setting(0, "of sampling; 0: off", key="eval", ge=0)
     num_beams: int = setting(1, "beams", key="eval", gt=0)
+    num_return_sequences: int = setting(
+        1, "answers to every prompt: sampled apart, or the best of one search with beams", key="eval", gt=0
+    )
     length_penalty: float = setting(1.0, "of beams: above 1 favours longer answers, below 1 shorter ones", key="eval")
     no_repeat_ngram_size: int = setting(
         0, "so many tokens in a row never come twice in prompt and answer; 0: off", key="eval", ge=0
@@ -240,8 +245,70 @@ class GenerationSettings(Settings):
             raise ValueError("temperature, top_p and top_k change nothing without do_sample=true")
         if self.num_beams == 1 and self.length_penalty != 1.0:
             raise ValueError("length_penalty changes nothing without num_beams above 1")
+        several = self.num_return_sequences
+        if several > 1 and not self.do_sample and self.num_beams == 1:
+            raise ValueError(f"num_return_sequences: {several} greedy answers would all be equal: add do_sample=true")
+        if 1 < self.num_beams < several:
+            raise ValueError(f"num_return_sequences: a search with {self.num_beams} beams has no {several} answers")
         if "" in self.stop:
             raise ValueError("'stop' holds an empty string, which would end every answer at once")
+        return self
+
+
+class EndpointSettings(Settings):
+    """A server that holds the weights, for an engine that does not generate here. Its address and key are in no key."""
+
+    url: str | None = setting(None, "address of the server's protocol, such as http://localhost:8000/v1", key="none")
+    model: str | None = setting(None, "name that the weights to be scored are served under", key="eval")
+    base_model: str | None = setting(None, "name that the starting model of a run is served under", key="eval")
+    prompts: Literal["tokens", "text"] = setting(
+        "tokens", "send prompts as token ids, or as text that the server tokenises", key="eval"
+    )
+    extra_body: dict[str, Any] = setting({}, "further fields of every request, such as min_p", key="eval")
+    api_key_variable: str | None = setting(None, "environment variable that holds the server's key", key="none")
+    concurrency: int = setting(16, "requests under way at once", key="none", gt=0)
+    prompts_per_request: int = setting(1, "prompts of equal limits in one request", key="none", gt=0)
+    timeout_seconds: float = setting(600.0, "for the whole answer to one request", key="none", gt=0)
+    retries: int = setting(6, "how often a request is sent again, after growing waits", key="none", ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> EndpointSettings:
+        if self.url is not None:
+            address = urlsplit(self.url)
+            if address.username is not None or address.password is not None:  # not repeated: it may be a password
+                raise ValueError("url holds a name or a key; keys come from a variable: api_key_variable=NAME")
+            if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+                raise ValueError(f"url = {self.url!r} is no address such as http://localhost:8000/v1")
+        variable = self.api_key_variable
+        if variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable, re.ASCII):
+            raise ValueError(
+                "api_key_variable is not the name of an environment variable (capital letters, digits and _); if it is "
+                "the key itself: export it as a variable, and name that"
+            )
+        return self
+
+    def serving(self, *, start: bool) -> EndpointSettings:
+        """The settings for one set of weights: of the two names only its own is left."""
+        return self.model_copy(update={"model": self.base_model if start else self.model, "base_model": None})
+
+
+class ExecutionSettings(Settings):
+    """What a program that a model wrote may use while it is tested, where a task is graded by running programs."""
+
+    cpu_seconds: float = setting(20.0, "processor time of a program; above it it fails", key="eval", gt=0)
+    memory_bytes: int = setting(1024**3, "address space of a program", key="eval", ge=64 * 1024**2)
+    wall_seconds: float = setting(120.0, "time on the clock, for programs that wait", key="none", gt=0)
+    workers: int | None = setting(None, "programs at a time; null: as many as there are cores", key="none", gt=0)
+    allow_unsafe_code: bool = setting(
+        False, "run programs even where nothing isolates them; on the command line alone", key="none"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> ExecutionSettings:
+        if self.wall_seconds < self.cpu_seconds:
+            raise ValueError(
+                f"wall_seconds ({self.wall_seconds}) is below cpu_seconds ({self.cpu_seconds}), so that it would decide"
+            )
         return self
 
 
@@ -250,6 +317,15 @@ class DataSettings(Settings):
 
     max_length: int = setting(768, "tokens per training row; longer rows are cut and counted", gt=1)
     loss_mask: Literal["answer", "everything"] = setting("answer", "tokens that the loss is taken on")
+    chat_template: bool | None = setting(
+        None,
+        "how conversations are written: true in the tokenizer's chat template, false in the task's plain turns; "
+        "null: in the tokenizer's where it has one. Of prompts to be answered: true in the chat template, as it is "
+        "where generation.chat_template is true and this is not given; else plain",
+    )
+    pair_separator: str = setting(
+        "\n", "text between the two texts of a pair, where the tokenizer puts no token of its own between them"
+    )
     eos_weight: float = setting(1.0, "weight of the end-of-sequence token in the loss", ge=0)
     prompt: str | None = setting(None, "template in the place of the task's", key="none")
     max_characters: int | None = setting(
@@ -277,6 +353,8 @@ GROUPS: Mapping[str, type[Settings]] = {
     "train": TrainSettings,
     "save": SaveSettings,
     "generation": GenerationSettings,
+    "execution": ExecutionSettings,
+    "endpoint": EndpointSettings,
     "data": DataSettings,
     "calibration": CalibrationSettings,
     "launch": LaunchSettings,

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config.folders import read
-from peftlab.config.groups import BUDGETS, GROUPS, DataSettings, GenerationSettings
+from peftlab.config.groups import BUDGETS, GROUPS, DataSettings, EndpointSettings, GenerationSettings
 from peftlab.config.settings import validated
+from peftlab.config.source import Source
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import DEFAULTS_OF_GENERATION, Source, Task, task_of
+from peftlab.config.task import DEFAULTS_OF_GENERATION, Task, task_of
 from peftlab.config.task import load as load_task
 from peftlab.config.templates import template_fields
 from peftlab.errors import UserError, nearest
 
 _VALIDATIONS = ("eval_strategy", "eval_steps", "total_eval_times")
+UNSAFE = "execution.allow_unsafe_code"
 _LISTED = "peftlab list settings names every setting with its type, default and meaning"
 
 
@@ -54,6 +56,7 @@ def load(
     )
     where = experiment.where
     plain: dict[str, Any] = {name: dict(_group(experiment.parameters, name, where)) for name in GROUPS}
+    _refuse_endpoint(plain["endpoint"], where)
     _make_way(plain, overrides or {})
     top = {name: value for name, value in experiment.parameters.items() if name not in GROUPS}
     if task is not None:
@@ -79,12 +82,16 @@ def load(
         name: validated(model, plain[name], where=f"{where} [{name}]", fix=_LISTED) for name, model in GROUPS.items()
     }
     refuse_model_code(plain["model"], overrides or {}, where)
+    _refuse_unsafe(plain["execution"], overrides or {}, where)
     _refuse_escape(plain["save"].get("output_dir"), overrides or {}, where)
     resolved_task = _with_data(_task(top["task"], where), groups["data"])
     names = {"experiment": experiment.name, "seed": top.get("seed", 0), "notes": experiment.notes}
     names["unready"] = experiment.unready
     parts = {"folder": str(experiment.path), "task": resolved_task, "adapter": experiment.adapter}
-    groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    limits = groups["generation"] = _task_limits(groups["generation"], plain["generation"], resolved_task)
+    if resolved_task.kind == "generate":  # what is learnt is written as what is asked, unless the user says otherwise
+        asked = plain["data"].get("chat_template", limits.chat_template) or None
+        groups["data"] = groups["data"].model_copy(update={"chat_template": asked})
     return validated(RunSpec, {**names, **parts, **groups}, where=where, fix=_LISTED)
 
 
@@ -158,6 +165,24 @@ def _refuse_escape(folder: str | None, overrides: Mapping[str, Any], where: str)
         )
 
 
+def _refuse_unsafe(execution: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    """A received file must not have code that a model wrote run without isolation."""
+    if execution.get("allow_unsafe_code") and not overrides.get(UNSAFE):
+        raise UserError(
+            f"{where}: the file asks to run what models write without isolation ({UNSAFE})",
+            fix="if you want that, say so yourself on the command line: --allow-unsafe-code",
+        )
+
+
+def _refuse_endpoint(endpoint: Mapping[str, Any], where: str) -> None:
+    """A received file must not have prompts, or a key from the user's environment, sent to an address of its choice."""
+    if endpoint:
+        raise UserError(
+            f"{where}: a file cannot name a server that answers are asked from ('endpoint')",
+            fix=f"say so yourself on the command line: endpoint.{next(iter(endpoint))}=...",
+        )
+
+
 def bare(model_id: str, *, task: str, overrides: Mapping[str, Any] | None = None) -> RunSpec:
     """A spec for scoring a model as it is, without training: only its evaluation identity is used."""
     plain: dict[str, Any] = {name: {} for name in GROUPS}
@@ -183,11 +208,14 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     """
     plain = {name: getattr(spec, name).model_dump(mode="json") for name in GROUPS}
     plain["train"]["evaluate"] = "all"
+    plain["execution"]["allow_unsafe_code"] = False  # what was allowed once was allowed there and then
+    plain["endpoint"] = {}  # a record's own says who was asked then
     if task is not None:  # another task has its own limits and rows
         defaults = GenerationSettings()
         plain["generation"].update(stop=list(defaults.stop), max_new_tokens=defaults.max_new_tokens)
-        if spec.task.chat_template is not None:
-            plain["generation"]["chat_template"] = defaults.chat_template
+        for name in ("chat_template", "few_shot"):
+            if getattr(spec.task, name) is not None:
+                plain["generation"][name] = getattr(defaults, name)
         rows = dict.fromkeys(("train_split", "max_characters", "train_rows", "valid_rows", "test_rows"))
         plain["data"].update(rows, prompt=None)
     for key, value in overrides.items():
@@ -209,6 +237,8 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
     }
     resolved = load_task(task) if task is not None else spec.task
     resolved = _with_data(resolved, groups["data"])
+    if task is not None and not resolved.messages:  # how rows are written that are learnt says nothing of others
+        groups["data"] = groups["data"].model_copy(update={"chat_template": None})
     if task is not None:
         given = {key.partition(".")[2]: value for key, value in overrides.items() if key.startswith("generation.")}
         groups["generation"] = _task_limits(groups["generation"], given, resolved)
@@ -219,7 +249,8 @@ def with_evaluation(spec: RunSpec, *, task: str | None, overrides: Mapping[str, 
 def for_sample(spec: RunSpec, task: Task) -> RunSpec:
     """The spec under which a run is scored on a benchmark's sample: the same for all runs but for model and batch."""
     generation = _task_limits(GenerationSettings(), {}, task)
-    return spec.model_copy(update={"task": task, "data": DataSettings(), "generation": generation})
+    plain = {"data": DataSettings(), "generation": generation, "endpoint": EndpointSettings()}
+    return spec.model_copy(update={"task": task, **plain})
 
 
 _TRAINING_ROWS = ("data.train_split", "data.max_characters", "data.train_rows", "data.valid_rows")

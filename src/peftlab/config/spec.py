@@ -16,6 +16,8 @@ from peftlab.config.groups import (
     BatchSettings,
     CalibrationSettings,
     DataSettings,
+    EndpointSettings,
+    ExecutionSettings,
     GenerationSettings,
     LaunchSettings,
     ModelSettings,
@@ -26,7 +28,7 @@ from peftlab.config.groups import (
     TrainSettings,
 )
 from peftlab.config.settings import Settings, declared, setting
-from peftlab.config.task import Part, Task, graded_by
+from peftlab.config.task import Part, Task, graded_by, grades_many
 from peftlab.digest import digest
 from peftlab.protocols import names
 
@@ -58,6 +60,8 @@ class RunSpec(Settings):
     train: TrainSettings = setting(...)
     save: SaveSettings = setting(SaveSettings(), baseline=None)
     generation: GenerationSettings = setting(...)
+    execution: ExecutionSettings = setting(ExecutionSettings(), baseline=None)
+    endpoint: EndpointSettings = setting(EndpointSettings(), baseline=None)
     data: DataSettings = setting(...)
     calibration: CalibrationSettings = setting(CalibrationSettings(), baseline=None)
     launch: LaunchSettings = setting(LaunchSettings(), baseline=None)
@@ -69,6 +73,8 @@ class RunSpec(Settings):
             raise ValueError(f"train.eval_steps is set, but task '{self.task.name}' has no validation rows")
         if self.generation.chat_template and self.task.kind != "generate":
             raise ValueError(f"generation.chat_template is set, but task '{self.task.name}' generates nothing")
+        if self.data.chat_template is not None and not self.task.messages and self.task.kind != "generate":
+            raise ValueError(f"data.chat_template is set, but the rows of task '{self.task.name}' are no conversations")
         if self.generation.few_shot and (self.task.has_head or self.task.kind == "text"):
             raise ValueError(f"generation.few_shot is set, but task '{self.task.name}' shows no prompt")
         return self
@@ -129,6 +135,15 @@ class RunSpec(Settings):
         }
         if self.task.kind != "generate":
             identity["max_length"] = self.data.max_length
+        elif endpoint := declared(self.endpoint, "eval"):
+            identity["endpoint"] = endpoint
+        if self.data.chat_template is not None and self.task.messages:
+            identity["written_in_chat_template"] = self.data.chat_template
+        if len(self.task.pair) > 1 and (between := declared(self.data, "train").get("pair_separator")) is not None:
+            identity["pair_separator"] = between
+        limits = declared(self.execution, "eval")
+        if limits and grades_many(self.task):
+            identity["execution"] = limits
         if self.generation.few_shot:
             others = {part: source.identity() for part in ("valid", "test") if (source := getattr(self.task, part))}
             identity["shots"] = {"count": self.generation.few_shot, "task": self.task.identity(), **others}

@@ -9,31 +9,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Strict, model_validator
+from pydantic import model_validator
 
-from peftlab.config import references
 from peftlab.config.settings import Settings, declared, read_yaml, setting, validated
+from peftlab.config.source import Names, Source
 from peftlab.config.templates import template_fields
-from peftlab.digest import digest, file_digest
+from peftlab.config.turns import Turns
+from peftlab.digest import digest
 from peftlab.errors import UserError, unknown_name
-from peftlab.protocols import Grader, find, metric_name
+from peftlab.protocols import Grader, find, metric_name, pass_at
 
 TASK_FOLDER = Path(__file__).parent.parent / "tasks"
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = ("train", "valid", "test")
 CLAIM_ORDER: tuple[Part, ...] = ("test", "valid", "train")
 """Which part takes its rows first where several draw from one pool."""
-ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
-"""Endings of files with rows: JSON Lines, the same compressed, one JSON list, CSV with a header, or Parquet."""
-Row = Mapping[str, Any]
 _SHARED_CODE = re.compile(r"^from peftlab\.tasks\.(_\w+) import ", re.MULTILINE)
 """How the code of a task takes what several tasks share; a test holds it to this form."""
-DEFAULTS_OF_GENERATION = ("max_new_tokens", "stop", "chat_template")
+DEFAULTS_OF_GENERATION = ("max_new_tokens", "stop", "chat_template", "few_shot")
 """Fields of a task that stand in for the default of the setting of that name, whose value is in the key."""
-Names = Annotated[tuple[str, ...], Strict(False)]
-"""A list in YAML, a tuple here."""
 TEXT_METRICS: Mapping[str, Literal["higher", "lower"]] = {
     "loss": "lower",
     "perplexity": "lower",
@@ -48,86 +44,12 @@ _ONLY_FOR: Mapping[str, tuple[str, ...]] = {
     "pair": ("classify", "regress"),
     "labels": ("classify",),
     "join": ("text",),
+    "messages": ("text",),
+    "turns": ("text",),
     "chat_template": ("generate",),
+    "few_shot": ("generate", "choose"),
 }
 """Fields that say nothing of other kinds of task."""
-
-
-class Source(Settings):
-    """Where rows come from: a data set (hub id or local folder) or a generator; which of them, and how many."""
-
-    dataset: str | None = setting(None, "hub id, or a folder or file starting with ./ or /")
-    generator: str | None = setting(None, "name of a reasoning-gym generator")
-    version: str | None = setting(None, "version of the generator library whose rows are meant")
-    options: dict[str, Any] = setting({}, "options of the generator")
-    seed: int | None = setting(None, "the generator's seed")
-    size: int | None = setting(None, "rows to generate", gt=0)
-    subset: str | Names | None = setting(None, "the data set's config name, or several, whose rows are joined in order")
-    revision: str | None = setting(None, "commit of the data set")
-    split: str | None = setting(None, "split, with an optional slice: train, train[:1000], train[10:20]")
-    max_characters: int | None = setting(
-        None, "leave longer rows out, before any draw: characters of the task's columns, joined by a space", gt=0
-    )
-    sample: int | float | None = setting(None, "rows drawn at random by data_seed: a count, or a ratio below 1")
-    sample_by: Literal["rank", "numpy"] = setting(
-        "rank", "how they are drawn: by rank, in file order; or the first of numpy's legacy shuffle, as they come"
-    )
-    partial: bool = setting(False, "whether these rows are only a part of those that they stand for", key="none")
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Source:
-        if (self.dataset is None) == (self.generator is None):
-            raise ValueError("give either 'dataset' or 'generator'")
-        if self.generator is not None and (self.seed is None or self.size is None):
-            raise ValueError("a generator needs 'seed' and 'size'")
-        if self.dataset is not None and self.split is None:
-            raise ValueError("a dataset needs 'split'")
-        foreign: tuple[str, ...] = (
-            ("version", "options", "seed", "size") if self.dataset else ("subset", "revision", "split")
-        )
-        if self.dataset is not None and references.is_local(self.dataset):
-            foreign += ("subset", "revision")
-        given = [name for name in foreign if getattr(self, name) not in (None, {})]
-        if given:
-            kind = "generator" if self.generator else "local file or folder" if "subset" in foreign else "dataset"
-            raise ValueError(f"{', '.join(given)} has no meaning for a {kind}")
-        if self.subset == ():
-            raise ValueError("'subset' is an empty list")
-        if self.sample is not None and self.sample <= 0:
-            raise ValueError("'sample' must be above 0")
-        if isinstance(self.sample, float) and self.sample >= 1:
-            raise ValueError("'sample' is a count (an integer) or a ratio below 1")
-        if self.sample_by != "rank" and self.sample is None:
-            raise ValueError("'sample_by' says how 'sample' is drawn, which is not given")
-        return self
-
-    def each(self) -> list[Source]:
-        """One source for every subset that is named."""
-        if not isinstance(self.subset, tuple):
-            return [self]
-        return [self.model_copy(update={"subset": name}) for name in self.subset]
-
-    @property
-    def pool(self) -> str:
-        """Names the set of rows that this source draws from; parts with equal pools must be disjoint."""
-        if self.generator is not None:
-            return digest({"generator": self.generator, "options": self.options})
-        assert self.dataset is not None
-        split = None if self.dataset.endswith(ROW_FILES) and references.is_local(self.dataset) else self.split_name
-        return digest({"dataset": self.dataset, "subset": self.subset, "split": split})
-
-    @property
-    def split_name(self) -> str:
-        """The split without its slice."""
-        return (self.split or "").partition("[")[0]
-
-    def identity(self) -> dict[str, Any]:
-        """What is declared; a local file is named by its content, wherever it lies."""
-        plain = declared(self, "train")
-        path = local_file(self)
-        if path is not None:
-            plain.update(dataset="file", content=file_digest(path))
-        return plain
 
 
 class GraderChoice(Settings):
@@ -157,11 +79,14 @@ class Task(Settings):
     pair: tuple[str, ...] = setting((), "one or two text columns (kinds: classify, regress)", strict=False)
     labels: tuple[str, ...] = setting((), "names of the classes, by label number (kind: classify)", strict=False)
     join: str | None = setting(None, "what stands between rows that are one text (kind: text); null: each is its own")
+    messages: str = setting("", "column that holds a conversation, in the place of 'target' (kind: text)")
+    turns: Turns | None = setting(None, "plain text of each turn, for tokenizers without a chat template")
     cluster: str | None = setting(None, "column of the data whose value items of one source share", key="none")
     separator: str = setting("\n\n", "text between few-shot examples", key="eval")
     stop: tuple[str, ...] = setting((), "strings that end a generated answer", key="eval", strict=False)
     max_new_tokens: int | None = setting(None, "this task's own generation limit", key="eval", gt=0)
     chat_template: bool | None = setting(None, "this task's own generation.chat_template", key="eval")
+    few_shot: int | None = setting(None, "this task's own generation.few_shot", key="eval", gt=0)
     grader: GraderChoice | None = setting(None, "grader and modes; none for kind: text", key="none")
     metrics: dict[str, Literal["higher", "lower"]] = setting(..., "metric: direction; the first is primary", key="none")
     allow_overlap: float = setting(0.01, "share of test items that may stand in the training rows", key="none", ge=0)
@@ -182,7 +107,7 @@ class Task(Settings):
             "choose": ("prompt", "target", "choices", "grader"),
             "classify": ("pair", "labels", "grader"),
             "regress": ("pair", "grader"),
-            "text": ("target",),
+            "text": ("messages",) if self.messages else ("target",),
         }
         missing = [name for name in needed[self.kind] if not getattr(self, name)]
         if missing:
@@ -194,11 +119,12 @@ class Task(Settings):
                 raise ValueError(f"'{name}' belongs to kind '{kinds[0]}'")
         if self.kind == "text" and (self.prompt or self.grader):
             raise ValueError("kind 'text' takes neither 'prompt' nor 'grader': all of 'target' is learnt and scored")
+        self._check_messages()
         for name, direction in self.metrics.items() if self.kind == "text" else ():
             if TEXT_METRICS.get(name, direction) != direction:
                 raise ValueError(f"'metrics': of {name} the {TEXT_METRICS[name]} is the better")
         for name in ("prompt", "target"):
-            known = {*self.columns, "choice"} if name == "target" and self.choices else set(self.columns)
+            known = {*self.columns, "choice"} if self.choices else set(self.columns)
             for column in template_fields(getattr(self, name)):
                 if column not in known:
                     raise ValueError(
@@ -209,9 +135,10 @@ class Task(Settings):
                 raise ValueError(
                     f"'{column}' (reference, choices, pair) is not among 'columns': {sorted(self.columns)}"
                 )
-        for name, needs in (("prompt", "a column"), ("target", "{choice}" if self.choices else "a column")):
+        named = bool(self.choices) and not self.names_choice
+        for name, needs in (("prompt", "a column"), ("target", "{choice}" if named else "a column")):
             used = template_fields(getattr(self, name))
-            shown = not self.has_head and (name == "target" or self.kind != "text")
+            shown = not self.has_head and not self.messages and (name == "target" or self.kind != "text")
             if shown and (not used or (needs == "{choice}" and "choice" not in used)):
                 raise ValueError(f"'{name}' = {getattr(self, name)!r} lacks {needs}: it would be the same in every row")
         if "" in self.stop:
@@ -220,15 +147,36 @@ class Task(Settings):
             raise ValueError("'metrics' must name at least one metric")
         return self
 
+    def _check_messages(self) -> None:
+        """What goes with conversations, and what only they have."""
+        if self.messages and self.messages not in self.columns:
+            raise ValueError(f"'{self.messages}' (messages) is not among 'columns': {sorted(self.columns)}")
+        if self.messages and (self.target or self.join is not None):
+            raise ValueError("'messages' is what is learnt: it goes with neither 'target' nor 'join'")
+        if self.turns is not None and not self.messages:
+            raise ValueError("'turns' says how the turns of 'messages' are written, which is not given")
+        if self.messages and "bits_per_byte" in self.metrics:
+            raise ValueError("bits_per_byte is of whole texts; of a conversation only the assistant's turns are scored")
+
     @property
     def primary_metric(self) -> str:
         """The metric named first."""
         return next(iter(self.metrics))
 
     @property
+    def names_choice(self) -> bool:
+        """Whether the prompt holds the choice: each choice then has a prompt of its own, and the target may be one."""
+        return bool(self.choices) and "choice" in template_fields(self.prompt) and "choice" not in self.columns
+
+    @property
     def has_head(self) -> bool:
         """Whether a new head of the model answers, and not its words."""
         return self.kind in ("classify", "regress")
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether the rows are texts, of which only the tokens say how many windows they come to."""
+        return self.kind == "text" and not self.messages
 
     def identity(self) -> dict[str, Any]:
         """What of the task can change trained weights: prompt, columns, sources that training rows depend on."""
@@ -261,6 +209,7 @@ class Task(Settings):
             "target": self.target,
             **({"pair": list(self.pair)} if self.pair else {}),
             **({"join": self.join} if self.join is not None else {}),
+            **{name: value for name, value in declared(self, "train").items() if name in ("messages", "turns")},
             **({"convert": self.convert} if self.convert else {}),
             **{name: value for name, value in fields.items() if name not in DEFAULTS_OF_GENERATION},
         }
@@ -317,7 +266,9 @@ def task_of(data: Mapping[str, Any], *, where: str) -> Task:
 
 
 def measured_metrics(task: Task) -> list[str]:
-    """The metrics that are measured: those of the grader's modes, and those over all items that the task names.
+    """The metrics that are measured: those of the grader's modes, and of the others those that the task names.
+
+    Others are those over all items, and `pass@K`.
 
     Raises:
         UserError: An unknown grader, a mode that it has not, or a metric in 'metrics' that it does not measure.
@@ -332,8 +283,18 @@ def measured_metrics(task: Task) -> list[str]:
         if mode not in grader.modes:
             raise unknown_name(f"mode of {task.grader.name}", mode, grader.modes, where=where)
     measured = [metric_name(grader, mode) for mode in modes]
-    _only_measured(task, [*measured, *grader.corpus_metrics])
-    return [*measured, *(name for name in grader.corpus_metrics if name in task.metrics)]
+    passing = [name for name in task.metrics if (found := pass_at(name, grader)) and found[1] in modes]
+    others = [name for name in (*grader.corpus_metrics, *passing) if name not in measured]
+    _only_measured(task, [*measured, *others])
+    return [*measured, *(name for name in others if name in task.metrics)]
+
+
+def direction_of(task: Task, metric: str) -> Literal["higher", "lower"]:
+    """Which is better of a metric: what the task says, else what its grader does."""
+    if metric in task.metrics or task.grader is None:
+        return task.metrics.get(metric, TEXT_METRICS.get(metric, "higher"))
+    found: Grader = find("graders", task.grader.name, where=f"task '{task.name}'")
+    return "lower" if metric in found.lower else "higher"
 
 
 def _only_measured(task: Task, measured: list[str]) -> None:
@@ -350,30 +311,9 @@ def graded_by(task: Task) -> dict[str, Any] | None:
     return {**task.grader.model_dump(mode="json"), "version": found.version}
 
 
-def local_file(source: Source) -> Path | None:
-    """The file that a local source reads its split from, or None for a hub id or a generator.
-
-    Raises:
-        UserError: No such file or folder, no file for the split, or several.
-    """
-    if source.dataset is None or not references.is_local(source.dataset):
-        return None
-    path = Path(source.dataset).expanduser()
-    try:
-        if path.is_file() and path.name.endswith(ROW_FILES):
-            return path
-        if not path.is_dir():
-            raise UserError(f"no data at {path}", fix=f"give a folder, or a file ending in {', '.join(ROW_FILES)}")
-        present = sorted(file.name for file in path.iterdir() if file.name.endswith(ROW_FILES))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error}", fix="check the path and its permissions") from None
-    found = [name for name in present if name in {source.split_name + ending for ending in ROW_FILES}]
-    if len(found) > 1:
-        raise UserError(f"{path} holds {' and '.join(found)}: which is the split?", fix="keep one of them")
-    if not found:
-        shown = ", ".join(present) or "none"
-        raise UserError(
-            f"{path} has no file for split '{source.split_name}' (files with rows: {shown})",
-            fix=f"add {source.split_name}{ROW_FILES[0]}, or name another split",
-        )
-    return path / found[0]
+def grades_many(task: Task) -> bool:
+    """Whether the task's grader runs what was answered, under the limits of group `execution`."""
+    if task.grader is None:
+        return False
+    found: Grader = find("graders", task.grader.name, where=f"task '{task.name}'")
+    return found.grade_all is not None

@@ -205,6 +205,7 @@ class Reading:
         given: Dotted names of the keys that it holds.
         overrides: Settings of the command line.
         classifies: Whether it is a classification; else text is generated.
+        converses: Whether the rows are conversations of several turns.
         modes: Of the grader of generated answers, those that fit these; none: nobody knows what they are.
         notes: What the user should know of the translation; gathered on the way.
     """
@@ -214,13 +215,14 @@ class Reading:
     given: set[str]
     overrides: Mapping[str, Any]
     classifies: bool
+    converses: bool
     modes: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_graded(self) -> bool:
-        """Whether a grader fits its answers."""
-        return self.classifies or bool(self.modes)
+        """Whether its answers can be scored: by a grader that fits them, or, of conversations, by their likelihood."""
+        return self.classifies or self.converses or bool(self.modes)
 
     @property
     def keeps_best(self) -> bool:

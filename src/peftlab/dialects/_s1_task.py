@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from typing import Any
 
 from peftlab.config.templates import template_fields
-from peftlab.dialects._s1_sections import Reading
+from peftlab.dialects._s1_sections import File, Reading
 
 MOVED = {"glue": "nyu-mll/glue", "gsm8k": "openai/gsm8k"}
 """Data sets by the short names that the hub has given up."""
@@ -32,9 +33,20 @@ METRICS = {
 OVER_ALL_ITEMS = ("matthews_correlation", "f1", "precision", "recall")
 """Metrics of classes that are measured where the file goes by them; of three classes and more, weighted."""
 
+CONVERSATIONS = ("m-a-p/code-feedback",)
+"""Data sets whose rows are lists of messages, which no template over columns fits."""
+
+MESSAGES = "messages"
+"""Their column; a file of other conversations names it as `dataset.text_column`."""
+
 MAX_NEW_TOKENS = 512
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 _ONE_ROW = re.compile(r"(.+)\[(\d+)\]")
+
+
+def is_conversations(file: File) -> bool:
+    """Whether the rows are conversations: by the data set, or by the column that the file names."""
+    return file.dataset.name.lower() in CONVERSATIONS or file.dataset.text_column == MESSAGES
 
 
 def graded_by(task_name: str) -> tuple[str, ...]:
@@ -61,7 +73,8 @@ def task_of(reading: Reading) -> dict[str, Any]:
         raise reading.error(
             "task_name", f"= {name[:80]!r} cannot name a result", "use letters, digits and . _ + = - only"
         )
-    rows = _classification(reading) if reading.classifies else _generation(reading)
+    kinds = {reading.classifies: _classification, reading.converses: _conversations}
+    rows = kinds.get(True, _generation)(reading)
     sources = _sources(reading)
     repeated = REPEATED.get((sources["train"]["dataset"], sources["train"].get("subset", "")))
     return {"name": name, "version": 1, **sources, **rows, **({"allow_overlap": repeated} if repeated else {})}
@@ -138,6 +151,39 @@ def _generation(reading: Reading) -> dict[str, Any]:
         "grader": {"name": "numeric", "modes": list(modes)},
         "metrics": {metrics[mode]: "higher" for mode in modes},
     }
+
+
+def _conversations(reading: Reading) -> dict[str, Any]:
+    """Conversations, whose assistant's turns are learnt.
+
+    Their rows have no columns to fill a template with; the headings of the file's template, before its first and its
+    last field, are written over the turns of user and assistant. Without one the tokenizer's chat template is used.
+    """
+    rows = {
+        "kind": "text",
+        "columns": {MESSAGES: MESSAGES},
+        "messages": MESSAGES,
+        "metrics": {"loss": "lower", "perplexity": "lower", "token_accuracy": "higher"},
+    }
+    learnt = "the rows are conversations: the loss is taken on every turn of the assistant, and on nothing else"
+    if reading.file.dataset.prompt_template is None:
+        reading.notes.append(f"{learnt}; turns are written in the tokenizer's chat template")
+        return rows
+    prompt, target, columns = _divided(reading)
+    asks = prompt.partition(f"{{{columns[0]}}}")[0]
+    answers = min((prompt.rpartition(f"{{{column}}}")[2] for column in columns[:-1]), key=len).lstrip("\n")
+    turns = {
+        "system": "{content}",
+        "user": f"{asks}{{content}}",
+        "assistant": answers + target.replace(f"{{{columns[-1]}}}", "{content}"),
+        "between": "\n\n",
+    }
+    written = " and ".join(json.dumps(turns[role]) for role in ("user", "assistant"))
+    reading.notes.append(
+        f"{learnt}; dataset.prompt_template: its columns are not in such rows, so its headings stand over the turns, "
+        f"{written}; in the tokenizer's own chat template: data.chat_template=true"
+    )
+    return {**rows, "turns": turns}
 
 
 def _divided(reading: Reading) -> tuple[str, str, list[str]]:

@@ -134,12 +134,16 @@ def import_items(result: Mapping[str, Any], where: str) -> dict[str, ForeignItem
             "reference": example.reference,
             **({"choices": list(example.choices)} if example.choices else {}),
             "prediction": {name: value for name, value in vars(prediction).items() if value not in (None, ())},
-            "grades": {mode: vars(found[index]) for mode, found in grades.items()},
+            "grades": {mode: _judged(found[index]) for mode, found in grades.items()},
         }
         for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
     ]
     items = [example.item for example in examples]
     return {key: ForeignItems(items=items, samples=samples, outcomes=_outcomes(graded, grades, examples))}
+
+
+def _judged(grade: Grade) -> dict[str, Any]:
+    return {name: value for name, value in vars(grade).items() if name != "why"}  # its graders tell no kinds apart
 
 
 def _evaluation_key(key: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from peftlab.config.groups import GROUPS
 from peftlab.config.settings import validated
 from peftlab.dialects._s1_sections import IDLE, OPTIMIZERS, File, Reading, given
-from peftlab.dialects._s1_task import graded_by, metric_named, task_of
+from peftlab.dialects._s1_task import graded_by, is_conversations, metric_named, task_of
 from peftlab.errors import UserError, unknown_name
 from peftlab.foreign import Dialect, Foreign, Native
 
@@ -28,9 +28,6 @@ METHODS = {
 VARIANTS = ("lora", "dora", "rslora", "qalora")
 STARTS = ("gaussian", "orthogonal", "olora", "pissa", "corda", "eva", "lora_ga")
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
-
-CONVERSATIONS = ("m-a-p/code-feedback",)
-"""Data sets whose rows are lists of messages, which no template over columns fits."""
 
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
@@ -77,13 +74,15 @@ def to_native(found: Foreign) -> Native:
         raise UserError(f"{found.where}: still to be filled in: {', '.join(empty)}", fix="write values in their place")
     file = validated(File, parameters, where=found.where, fix="configs/template.yaml shows the keys")
     classifies = _classifies(file, found.where)
+    converses = not classifies and is_conversations(file)
     reading = Reading(
         file=file,
         where=found.where,
         given=given(file),
         overrides=found.overrides,
         classifies=classifies,
-        modes=() if classifies else graded_by(file.task_name),
+        converses=converses,
+        modes=() if classifies or converses else graded_by(file.task_name),
         notes=["read as dialect s1"],
     )
     task = task_of(reading)
@@ -103,14 +102,7 @@ def to_native(found: Foreign) -> Native:
     if idle:
         reading.notes.append(f"without effect here: {', '.join(idle)}")
     parameters = {"task": task, "seed": file.training.seed, **groups}
-    unready = _unready(reading)
-    return Native(parameters=parameters, adapter=adapter, notes=tuple(reading.notes), unready=unready)
-
-
-def _unready(reading: Reading) -> tuple[str, ...]:
-    """What can be read and checked, but not be run yet."""
-    name = reading.file.dataset.name
-    return (f"the rows of {name} are conversations of several turns",) if name.lower() in CONVERSATIONS else ()
+    return Native(parameters=parameters, adapter=adapter, notes=tuple(reading.notes))
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -358,6 +350,9 @@ def _data(reading: Reading) -> dict[str, Any]:
         length = sft.max_seq_length
         if dataset.max_length not in (None, length):
             reading.notes.append(f"sft.max_seq_length: {length} stands, not dataset.max_length: {dataset.max_length}")
+    if reading.converses:
+        plain = {"chat_template": False} if dataset.prompt_template is not None else {}
+        return {**data, "max_length": length, **plain}
     reading.notes.append(
         "the loss is taken on the whole text (on the answer alone: data.loss_mask=answer), and each row ends in an "
         "end-of-sequence token, without which a model does not learn to stop"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,8 +42,13 @@ def _generate(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any])
             synced_gpus=False,  # each process has rows of its own; with FSDP it is not the default
             **_more_inputs(built, input_ids, attention_mask, prompts),
         )
-    answers = output[:, width:].tolist()
-    return [_completion(built, prompt, ids, options["stop"]) for prompt, ids in zip(prompts, answers, strict=True)]
+    answers, several = output[:, width:].tolist(), options.get("num_return_sequences", 1)
+    result = []
+    for row, prompt in enumerate(prompts):  # the answers to one prompt follow each other
+        its = answers[row * several : (row + 1) * several]
+        first, *more = [_completion(built, prompt, ids, options["stop"]) for ids in its]
+        result.append(replace(first, more=tuple(more)))
+    return result
 
 
 def _more_inputs(
@@ -68,7 +74,8 @@ def _config(built: Any, prompts: Sequence[Prompt], options: Mapping[str, Any]) -
         "stop_strings": list(options["stop"]) or None if not options.get("full_length") else None,
         "use_cache": True,
     }
-    settings.update({name: options[name] for name in ("length_penalty", "no_repeat_ngram_size") if name in options})
+    further = ("length_penalty", "no_repeat_ngram_size", "num_return_sequences")
+    settings.update({name: options[name] for name in further if name in options})
     if options["do_sample"]:
         settings.update({name: options[name] for name in ("temperature", "top_p", "top_k")})
     return GenerationConfig(**{name: value for name, value in settings.items() if value is not None})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import resource
 import signal
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 MEMORY = 2 * 2**30
+_NO_EXPRESSION = re.compile(r"[$%]|\\f?boxed|\\fbox")
 _SYMPY_FAILS_WITH = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -42,13 +44,26 @@ def verify(gold: str, answer: str, whole: bool) -> dict[str, Any]:
     }
 
 
+def _expression(text: str) -> Any:
+    """All of the text as an expression, its letters as factors; None where the grammar has no place for some of it.
+
+    Without math-verify's tolerance, which drops dollar signs, boxes and units, and reads percentages.
+    """
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.parser import NormalizationConfig
+
+    if _NO_EXPRESSION.search(text):
+        return None
+    as_written = LatexExtractionConfig(normalization_config=NormalizationConfig(basic_latex=False, boxed="none"))
+    found = parse(f"\\boxed{{{text}}}", [as_written], fallback_mode="no_fallback", parsing_timeout=None)
+    return next((one for one in found if not isinstance(one, str)), None)
+
+
 def symbolic(left: str, right: str) -> dict[str, Any]:
     """Whether the difference of two expressions simplifies to 0, or their values agree to one part in a thousand."""
     import sympy
 
-    values = [
-        next((one for one in _read(text, whole=False) if not isinstance(one, str)), None) for text in (left, right)
-    ]
+    values = [_expression(text) for text in (left, right)]
     if None in values:
         return {"equal": False}
     for agree in (

@@ -16,7 +16,9 @@ Comparing (`is_equiv`, `math_equal`): both are normalised as the MATH benchmark 
 Mended: there, an error in normalising or comparing makes the comparison go on with the answer against itself, so that
 an answer that cannot be read is correct. Here such an answer is compared as text.
 Differs: there, LaTeX is read by sympy's parser, or the text is evaluated by Python; nothing that a model wrote is
-evaluated here: `_math_child.py` reads it as LaTeX, within a time limit.
+evaluated here: `_math_child.py` reads it as LaTeX, within a time limit. As there, letters are factors (`5cm` is 5 c m),
+and a text with dollar signs is no expression. That parser reads as much of a text as it can (`x,2` as `x`); here all of
+it must be an expression.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def _same(left: str, right: str) -> Verdict:
         return Verdict(equal=any(math.isclose(one, other * scale, rel_tol=1e-4) for scale in (0.01, 1, 100)))
     if not left:
         return Verdict(equal=False)
-    if _unbracketed(left, right) == _unbracketed(right, left):
+    one_side, other_side = _unbracketed(left, right)
+    if one_side == other_side:
         return Verdict(equal=True)
     if left[:1] in _BRACKETS and left[:1] == right[:1] and left[-1:] == right[-1:] == _BRACKETS[left[0]]:
         pairs = list(zip(left[1:-1].split(","), right[1:-1].split(","), strict=False))
@@ -87,8 +90,14 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _unbracketed(text: str, other: str) -> str:
-    """Without braces and parentheses, and square brackets where the other side does not begin with a parenthesis."""
-    if text[:1] == "[" and text[-1:] == "]" and other[:1] != "(":
-        text = text.strip("[]()")
-    return re.sub(r"[{}()]", "", text)
+def _unbracketed(answer: str, reference: str) -> tuple[str, str]:
+    """Both without braces and parentheses.
+
+    Without square brackets around them only where the answer is in brackets, and the reference in none of the other
+    kind: a bare answer is not a bracketed reference.
+    """
+    for opening, other in (("[", "("), ("(", "[")):
+        if answer[:1] == opening and answer[-1:] == _BRACKETS[opening] and reference[:1] != other:
+            answer, reference = answer.strip("[]()"), reference.strip("[]()")
+            break
+    return re.sub(r"[{}()]", "", answer), re.sub(r"[{}()]", "", reference)

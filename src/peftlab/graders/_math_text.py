@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import re
 
+from peftlab.graders._hedges import DENIED, OR, UNSURE
+
 _DECLARATION = re.compile(
     r"#{4,}|\banswer[*_`]*(?:\s+is\b(?!\s+(?:in)?(?:correct|right|wrong|unique|valid)\b)\s*:?|\s*[:=])", re.IGNORECASE
 )
 _BOX = re.compile(r"\\(?:f?boxed|fbox)(?![A-Za-z])")
 _MATH = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
+_DENIAL = re.compile(r"(?:not|never|neither|nor|none)\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(
+    rf"{DENIED}|[\s)\]}}]*(?:[A-Za-z]+\s+){{0,3}}?[\s,;(]*{OR}[\s(]*(?:(?:or|and)\b\s*)?{UNSURE}\s*(?:\$|\\[(\[]|[-+]?\d)",
+    re.IGNORECASE,
+)
+"""After a formula: that it is none, or that there is another beside it."""
 
 
 def box(text: str) -> str | None:
@@ -39,7 +47,8 @@ def declared(text: str, *, line: bool = False) -> tuple[bool, str | None]:
 
     The last box declares it; without a box, the last `answer is`, `answer:`, `answer =` or `####`: then it is what
     stands between the dollar signs that follow, else the line up to the end of its first sentence (`line`: all of the
-    line).
+    line). What is denied (`is not`) says nothing, nor does a formula that another one follows (`$3$ or $5$`), or of
+    which the sentence says that it is wrong.
     """
     if _BOX.search(text):
         return True, box(text)
@@ -58,10 +67,12 @@ def _said(after: str, *, line: bool) -> str | None:
     said = after.lstrip(" \t:*_`\n").partition("\n")[0]
     if line:
         return bare(said) or None
+    if _DENIAL.match(said):
+        return None
     for opening, closing in _MATH:
-        inside, found, _ = said[len(opening) :].partition(closing)
+        inside, found, rest = said[len(opening) :].partition(closing)
         if said.startswith(opening) and found and inside.strip():
-            return inside.strip()
+            return None if _TAKEN_BACK.match(_SENTENCE_END.split(rest, maxsplit=1)[0]) else inside.strip()
     return bare(_SENTENCE_END.split(said, maxsplit=1)[0]) or None
 
 

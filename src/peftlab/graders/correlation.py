@@ -170,5 +170,12 @@ def corpus(grades: Sequence[Grade], examples: Sequence[Example]) -> Mapping[str,
 
 
 PLUGIN = Grader(
-    version=1, metric="mse", modes=MODES, grade=grade, summary=summary, corpus=corpus, corpus_metrics=METRICS
+    version=1,
+    metric="mse",
+    modes=MODES,
+    grade=grade,
+    summary=summary,
+    corpus=corpus,
+    corpus_metrics=METRICS,
+    lower=("mse",),
 )

@@ -7,7 +7,8 @@ Modes:
     math_verify: The declared answer is equal to the reference, by math-verify (the extra `math`) with its own
         defaults; also when both are the same text after `boxed`'s normalisation, so that what math-verify cannot read
         is still equal to itself. Declared is what the last `\\boxed{}` says, or without one the last `answer is`,
-        `answer:` or `####`; a box that is not closed says nothing, and the answer is invalid. In a text without a
+        `answer:` or `####`; a box that is not closed says nothing, and the answer is invalid, as is one that is denied
+        (`is not 3`) or has another beside it (`$3$ or $5$`). In a text without a
         declaration, math-verify looks for the answer by its own rules. A comparison that takes more than 5 s of
         processor time, or all memory, counts as wrong; the notes say how many did (`timed_out`, `failed`).
     boxed: The last `\\boxed{}` or `\\fbox{}`, compared as the MATH benchmark does: as text, after its normalisation.
@@ -16,6 +17,7 @@ Modes:
     number: The last number, commas dropped, within 0.001 of the reference: the rule of LLM-Adapters.
     letter: The first capital among A to E: the rule of LLM-Adapters, for which every `Answer` is an A.
     option: The declared letter: `answer is (C)`, `\\boxed{C}`, or a text that is a letter and nothing else.
+        A letter that is denied, or has another beside it (`(B) or (C)`), is no answer.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 
 from peftlab.errors import UserError, unknown_name
 from peftlab.graders import _math_corda, _math_text, _math_verifier
+from peftlab.graders._hedges import DENIED, OR, UNSURE
 from peftlab.graders._math_verifier import Trouble, Verdict
 from peftlab.protocols import Example, Grade, Grader, Prediction
 
@@ -35,6 +38,10 @@ _SYMBOLIC = ("math_verify", "corda")
 _TOLERANCE = 0.001
 _DECIMAL = re.compile(r"-?\d+\.?\d*", re.ASCII)
 _OPTION = re.compile(r"\s*(?:\\text\s*)?[\[({]?\s*([A-Ea-e])(?![A-Za-z])")
+_NO_OPTION = re.compile(
+    rf"{DENIED}|[\])}}\s.:,;(]*{OR}[\s(]*(?:(?:or|and)\b\s*)?{UNSURE}\s*"
+    r"(?:\(?(?:[A-E])(?![A-Za-z])(?!\s+(?!or\b|and\b)[a-z])|[\[({][a-e][\])}])"
+)
 _OPTION_ALONE = re.compile(r"\s*[\[({]?([A-Ea-e])[\])}]?[\s.:]*")
 
 
@@ -131,6 +138,8 @@ def _letter(text: str, example: Example) -> Grade:
 def _option(text: str, example: Example) -> Grade:
     found, said = _math_text.declared(text)
     match = _OPTION.match(said or "") if found else _OPTION_ALONE.fullmatch(text)
+    if found and match and _NO_OPTION.match(said or "", match.end()):
+        match = None
     return _lettered(match[1].upper() if match else None, example)
 
 
@@ -172,4 +181,4 @@ def check(modes: Sequence[str]) -> None:
         _math_verifier.check()
 
 
-PLUGIN = Grader(version=1, metric="exact_match", modes=MODES, grade=grade, summary=summary, check=check)
+PLUGIN = Grader(version=2, metric="exact_match", modes=MODES, grade=grade, summary=summary, check=check)

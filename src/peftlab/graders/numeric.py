@@ -10,7 +10,8 @@ Modes:
         `<answer>`, `####` and `\\boxed{}` (`\\fbox{}`), in any case. After one may come a working, whose last value
         counts (`3 + 4 = 7`, `x = 7`), quotes, brackets, emphasis, a currency and words such as `exactly`. A box must be
         closed and hold one number. Something else after a declaration, such as `unknown`, or more than one number (a
-        list `1, 2`, a range `3-4`, `3 or 4`, a time, a date, a sum, `5x`) declares nothing: the answer is invalid. A
+        list `1, 2`, a range `3-4`, `3 or 4`, `3 (or 4)`, a time, a date, a sum, `5x`) declares nothing, nor does `3 is
+        wrong`: the answer is invalid. A
         completion without any declaration counts only when all of it is one number, with an optional currency, unit and
         final punctuation.
     flexible: The last number anywhere; of a list, a range, a time or a date the last one.
@@ -35,6 +36,7 @@ from typing import NamedTuple
 
 from peftlab.errors import UserError, unknown_name
 from peftlab.graders import _s0_answers
+from peftlab.graders._hedges import DENIED, UNSURE
 from peftlab.protocols import Example, Grade, Grader, Prediction
 
 MAX_DIGITS = 300
@@ -197,6 +199,12 @@ _MORE = re.compile(
     rf"{_VARIABLE}|[%\u00b0]?\s*+(?:(?:[-+*/:,;&~_xX\u00d7\u00b7\u00f7]|\.(?=\d)|(?<=\s)(?:to|and|or)\s)\s*(?:{_CURRENCY})?[-+]?\.?\d"
     rf"|\^|\d|[/*]?\s*(?:\\(?:sqrt|pi|frac|pm)\b|[\u221a\u03c0])|{_LETTER}\s*[-+*=]\s*(?:\d|{_LETTER}))"
 )
+_TAKEN_BACK = re.compile(
+    rf"{DENIED}|[%\u00b0)\]}}*_`\"'$]*[\s,]*(?:[^\W\d_]+[,\s]+){{0,3}}?[\s(\[,;]*\bor\b\s*{UNSURE}"
+    rf"[\s(\[$]*(?:{_CURRENCY})?[-+]?\.?\d",
+    re.IGNORECASE,
+)
+"""After a number: that it is not the answer, or another one with `or`."""
 _WORD = rf"(?!x\d|{_VARIABLE})[^\W\d_]+\.?(?:\s?\^[23]|[23])?"
 _UNIT = rf"(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:{_WORD}|\u00b0{_WORD}|[%\u00b0])"
 _TAIL = re.compile(
@@ -217,7 +225,7 @@ def _whole(text: str) -> Fraction | None:
 def _following(text: str) -> Fraction | None:
     """The one number at the start of the text."""
     match = _NUMBER.match(text, _end(_FILLER, text, _end(_WORKING, text, _end(_FILLER, text, 0))))
-    if match is None or match["skip"] or _MORE.match(text, match.end()):
+    if match is None or match["skip"] or _MORE.match(text, match.end()) or _TAKEN_BACK.match(text, match.end()):
         return None
     number = _read(match)
     return number.value if number.single else None
@@ -316,4 +324,4 @@ def summary(grades: Sequence[Grade], examples: Sequence[Example]) -> Mapping[str
     return {"answered": sum(grade.valid for grade in grades) / len(grades)} if grades else {}
 
 
-PLUGIN = Grader(version=1, metric="exact_match", modes=_MODES, grade=grade, summary=summary)
+PLUGIN = Grader(version=2, metric="exact_match", modes=_MODES, grade=grade, summary=summary)

@@ -10,8 +10,8 @@ Modes:
         `answer12` is answer1), no negation, and take the first of an echoed list of options.
     strict: The name that is declared (`answer is answer3`, with `:`, quotes or emphasis), in any case, as a whole word,
         digits of any script, with or without a space before the number (`Answer 3`). The last declaration counts.
-        Without one, the text must name one option only. Negated names (`not answer1`) and pairs (`answer1 or
-        answer2`, `true/false`) declare nothing.
+        Without one, the text must name one option only. Negated names (`not answer1`, `never answer1`, `answer1 is
+        wrong`) and pairs (`answer1 or maybe answer2`, `true/false`) declare nothing.
     s3: The parser of the HiRA baselines, for its results: in lower case, for true and false the first of them; for
         solutions the first digit anywhere, whatever it counts; for other families, which there stand only in the
         mixture of all sets, the first name after `the correct answer is`, else the first name anywhere, where the
@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from peftlab.errors import UserError, unknown_name
+from peftlab.graders._hedges import DENIED, OR, UNSURE
 from peftlab.protocols import Example, Grade, Grader, Prediction
 
 MODES = ("first", "strict", "s3")
@@ -76,8 +77,8 @@ def _names(family: str) -> re.Pattern[str]:
 def _mentions(family: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """A name as a whole word that nothing negates; and one that is declared, with what may make it one of several."""
     name = re.sub(r"\(\?P<number>", "(?:", _names(family).pattern)
-    word = rf"(?<![\w-])(?<!not )(?<!n't )(?:{name})(?!\w)"
-    several = rf"(?P<more>\s*(?:/|,|\bor\b|\band\b)\s*(?:{name})(?!\w))?"
+    word = rf"(?<![\w-])(?<!not )(?<!n't )(?<!never )(?<!neither )(?<!nor )(?:{name})(?!\w)(?!{DENIED})"
+    several = rf"(?P<more>[\s\"'`*()]*{OR}[\s(]*(?:(?:or|and)\b\s*)?{UNSURE}[\s\"'`*(]*(?:{name})(?!\w))?"
     return re.compile(word), re.compile(rf"\banswer(?: is)?\s*[:=]?[\s\"'`*(]*(?P<name>{word}){several}")
 
 
@@ -149,4 +150,4 @@ def summary(grades: Sequence[Grade], examples: Sequence[Example]) -> Mapping[str
     }
 
 
-PLUGIN = Grader(version=1, metric="acc", modes=MODES, grade=grade, summary=summary)
+PLUGIN = Grader(version=2, metric="acc", modes=MODES, grade=grade, summary=summary)

@@ -24,7 +24,7 @@ from peftlab.loop.preparation import Prepared
 from peftlab.modelling import bookkeeping, merging, models, weights
 from peftlab.modelling.models import Base, Built
 from peftlab.protocols import Example
-from peftlab.rows import data, tokenise
+from peftlab.rows import data, tokenise, training_rows
 from peftlab.rows.batching import Batch, collate
 from peftlab.rows.tokenise import TokenRow
 
@@ -67,12 +67,18 @@ def choose(examples: tuple[Example, ...], tokenizer: Any, spec: RunSpec, *, coun
 
 
 def _token_rows(examples: Any, tokenizer: Any, spec: RunSpec) -> list[TokenRow]:
+    limit, how = spec.data.max_length, spec.data.chat_template
+    if training_rows.in_turns(spec.task, how):
+        return training_rows.make(
+            examples, tokenizer, spec.task, max_length=limit, loss_mask=spec.data.loss_mask, chat_template=how
+        )[0]
     rows, _ = tokenise.tokenise(
         examples,
         tokenizer,
         kind=models.kind_of(spec),
-        max_length=spec.data.max_length,
+        max_length=limit,
         loss_mask=spec.data.loss_mask,
+        pair_separator=spec.data.pair_separator,
     )
     return rows
 

@@ -14,7 +14,7 @@ from peftlab.config.spec import RunSpec
 from peftlab.digest import digest
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Finished, Stage
-from peftlab.job import targets
+from peftlab.job import preflight, targets
 from peftlab.job.assembly import assemble
 from peftlab.job.targets import Ask, Target
 from peftlab.modelling import models, swapping
@@ -22,7 +22,7 @@ from peftlab.records import room
 from peftlab.records.record import Evaluation
 from peftlab.records.store import RunStore, Slot
 from peftlab.rows import data
-from peftlab.scores import samples, scoring
+from peftlab.scores import agreement, samples, scoring
 from peftlab.scores import wanted as wanting
 from peftlab.scores.wanted import Role, Wanted
 
@@ -39,6 +39,7 @@ def evaluate(
     benchmark: str | Sequence[str] = (),
     checkpoint: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    tell_stored: bool = False,
 ) -> Events:
     """Make further evaluations of finished runs, saved adapters or bare models; records are completed in place.
 
@@ -51,6 +52,7 @@ def evaluate(
         benchmark: Benchmarks, whose tasks are all asked for, as far as they fit.
         checkpoint: `best`, `last`, or a step whose weights were kept; None: all that `run` would have evaluated.
         overrides: Settings that belong to an evaluation (generation, evaluation batch, rows of the test).
+        tell_stored: Whether what was asked for and stored before is told too, as it always is of a benchmark.
 
     Raises:
         UserError: No such run, weights that were cleaned, or a setting that would change the training.
@@ -58,7 +60,7 @@ def evaluate(
     named = [reference] if isinstance(reference, str) else list(reference)
     asked = targets.questions(task, [benchmark] if isinstance(benchmark, str) else benchmark)
     found = targets.resolve(named, store, asked, dict(overrides or {}))
-    tools = _Tools(store=store)
+    tools = _Tools(store=store, tell_stored=tell_stored)
     for number, target in enumerate(found, start=1):
         if len(found) > 1:
             yield Stage(text=f"{number} of {len(found)}: {target.label}")
@@ -71,9 +73,10 @@ def evaluate(
 
 @dataclass
 class _Tools:
-    """What the targets of one call share: bases that are held, rows that were read."""
+    """What the targets of one call share: bases that are held, rows that were read, what is to be told."""
 
     store: RunStore
+    tell_stored: bool = False
     bases: swapping.Bases = field(default_factory=swapping.Bases)
     known: dict[str, data.Rows] = field(default_factory=dict)
 
@@ -121,10 +124,11 @@ def _untrained(target: Target, tools: _Tools) -> Events:
         if reason is not None:
             yield Stage(text=f"left out: {reason}")
             continue
+        preflight.reach(spec, [wanted])
         rows = _NO_ROWS
         if ask.sampled is None:
-            yield from tools.rows(spec, test_only=ask.of_benchmark)
-            rows = tools.rows_of(spec, test_only=ask.of_benchmark)
+            yield from tools.rows(spec, test_only=True)
+            rows = tools.rows_of(spec, test_only=True)
         with room.advised(spec, trains=False):
             yield from scoring.score_start(spec, tools.store, rows, [wanted], bases=tools.bases, folder=target.folder)
 
@@ -146,13 +150,16 @@ def _run(target: Target, tools: _Tools, checkpoint: str | None) -> Events:
             wanted = [one for its, one in asked if its is ask]
             missing = wanting.missing(ask.spec, store, slot, wanted, own.train_key)
             scoring.require_weights(ask.spec, slot, missing, own.train_key)
+            preflight.reach(ask.spec, missing)
+            if missing:
+                preflight.check_grading(ask.spec)
             absent += [(ask, one) for one in missing]
         yield from _made(absent, slot, tools, own)
         plain = [ask.spec for ask in target.asks if ask.sampled is None and ask.spec.task == own.task]
         extra = [(ask.spec, one) for ask, one in asked]
         shown = _as_asked(own, plain[0], checkpoint) if plain else own
         completed = slot.complete(assemble(shown, slot, store, extra=extra))
-        yield from _there_before(asked, absent, slot, store, own.train_key)
+        yield from _there_before(asked, absent, slot, tools, own.train_key)
         yield Finished(record=completed, path=str(store.path_of(completed)), reused=not absent)
 
 
@@ -185,15 +192,15 @@ def _there_before(
     asked: Sequence[tuple[Ask, Wanted]],
     absent: Sequence[tuple[Ask, Wanted]],
     slot: Slot,
-    store: RunStore,
+    tools: _Tools,
     run_key: str,
 ) -> Events:
-    """What a benchmark asks for and was stored before, so that its table is whole."""
+    """What a benchmark asks for and was stored before, so that its table is whole; or all that was."""
     made = {one.key(ask.spec, run_key) for ask, one in absent}
     for ask, one in asked:
         key = one.key(ask.spec, run_key)
-        if ask.of_benchmark and key not in made:
-            found = store.base_evaluation(key) if one.step is None else slot.evaluations().get(key)
+        if (ask.of_benchmark or tools.tell_stored) and key not in made:
+            found = tools.store.base_evaluation(key) if one.step is None else slot.evaluations().get(key)
             if found is not None:
                 yield Evaluated(evaluation=found, reused=True)
             elif one.sampled is not None and one.step is not None:
@@ -218,6 +225,8 @@ def _asked_for(ask: Ask, slot: Slot, trained: Mapping[str, Any], checkpoint: str
         )
         if ask.of_benchmark:
             wanted = [one for one in wanted if (one.what, one.part) == ("task", "test")]
+    if agreement.is_asked(spec):  # one name on a server is one set of weights: steps are asked for one by one
+        wanted = [one for one in wanted if one.role != "step"]
     if checkpoint is None or checkpoint == trained["role"]:
         return wanted
     step = _named_step(slot, spec, trained, checkpoint)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from peftlab.config import task as tasks
-from peftlab.config.groups import DataSettings, GenerationSettings
+from peftlab.config.groups import DataSettings, ExecutionSettings, GenerationSettings
 from peftlab.config.settings import validated
 from peftlab.config.spec import RunSpec
 from peftlab.config.task import PARTS, GraderChoice, Task
@@ -48,7 +48,12 @@ class Another:
 
 
 def regrade(
-    reference: str | Sequence[str], store: RunStore, *, task: str | None = None, grader: str | None = None
+    reference: str | Sequence[str],
+    store: RunStore,
+    *,
+    task: str | None = None,
+    grader: str | None = None,
+    allow_unsafe_code: bool = False,
 ) -> Events:
     """Grade the stored predictions of finished runs, and of the models that they started from, again.
 
@@ -57,6 +62,7 @@ def regrade(
         store: Where the records lie.
         task: Only what was scored on this task (a name, or a YAML's path); None: on any that can be found.
         grader: Another grader, `NAME` or `NAME/MODE,MODE`; None: the task's own.
+        allow_unsafe_code: Whether programs are run where nothing isolates them.
 
     Raises:
         UserError: No such run, grader or task, or a run whose files changed since.
@@ -68,10 +74,10 @@ def regrade(
     chosen = [(word, record, None if _holds_answers(record) else _own(record, store)) for word, record in found]
     for word, record, own in chosen:
         if own is None:
-            yield from _imported(word, record, store, named, another)
+            yield from _imported(word, record, store, named, another, unsafe=allow_unsafe_code)
             continue
         with store.claim(own, category=record.category) as slot:
-            yield from _run(word, record, own, slot, store, named, another)
+            yield from _run(word, record, own, slot, store, named, another, unsafe=allow_unsafe_code)
 
 
 def _another(written: str) -> Another:
@@ -105,7 +111,9 @@ def _holds_answers(record: Record) -> bool:
     return record.imported_from is not None and any(old.folder is not None for old in record.evaluations)
 
 
-def _imported(word: str, record: Record, store: RunStore, named: Task | None, another: Another | None) -> Events:
+def _imported(
+    word: str, record: Record, store: RunStore, named: Task | None, another: Another | None, *, unsafe: bool
+) -> Events:
     """Grade a result from elsewhere again: its references stand beside its answers, and its rows are not ours.
 
     Without another grader it is graded as it was when it was imported.
@@ -128,7 +136,7 @@ def _imported(word: str, record: Record, store: RunStore, named: Task | None, an
             )
             for sample in samples
         ]
-        new, scored = _graded(task, examples, samples, old, folder, another)
+        new, scored = _graded(task, examples, samples, old, folder, another, unsafe=unsafe)
         kept = [{**sample, **made} for sample, made in zip(samples, scored.samples, strict=True)]
         done[old.key] = exchange.store_items(
             store, record, new, samples=kept, items=scored.items, outcomes=scored.outcomes
@@ -139,7 +147,15 @@ def _imported(word: str, record: Record, store: RunStore, named: Task | None, an
 
 
 def _run(
-    word: str, record: Record, own: RunSpec, slot: Slot, store: RunStore, named: Task | None, another: Another | None
+    word: str,
+    record: Record,
+    own: RunSpec,
+    slot: Slot,
+    store: RunStore,
+    named: Task | None,
+    another: Another | None,
+    *,
+    unsafe: bool,
 ) -> Events:
     done: dict[str, Evaluation] = {}
     known: dict[tuple[str, str], dict[str, Example]] = {}
@@ -164,7 +180,7 @@ def _run(
             yield Stage(text=f"left as it is: {len(absent)} items of {old.task} {old.part} are not in its rows now")
             continue
         examples = [rows[sample["item"]] for sample in samples]
-        new, scored = _graded(task, examples, samples, old, folder, another)
+        new, scored = _graded(task, examples, samples, old, folder, another, unsafe=unsafe)
         done[old.key] = _write(slot, store, new, scored)
         yield Evaluated(evaluation=done[old.key], of=word)
     evaluations = tuple(done.get(old.key, old) for old in record.evaluations)
@@ -191,19 +207,31 @@ def _graded(
     old: Evaluation,
     folder: Path,
     another: Another | None,
+    *,
+    unsafe: bool,
 ) -> tuple[Evaluation, Scored]:
     predictions = [stored.prediction(sample) for sample in samples]
+    limits = _limits(old, unsafe=unsafe)
     if another is None:
-        scored = grading.grade(task, examples, predictions)
-        kept = {name: old.notes[name] for name in (stored.TRUNCATED,) if name in old.notes}
+        scored = grading.grade(task, examples, predictions, limits)
+        kept = stored.lasting(old.notes)
         update = {"grader": tasks.graded_by(task), "metrics": scored.metrics, "baselines": scored.baselines}
         return old.model_copy(update={**update, "notes": {**scored.notes, **kept}}), scored
     measured = [*(metric_name(another.grader, mode) for mode in another.modes), *another.grader.corpus_metrics]
     choice = GraderChoice(name=another.name, modes=another.modes)
-    asked = {"grader": choice, "metrics": dict.fromkeys(measured, "higher")}
-    scored = grading.grade(task.model_copy(update=asked), examples, predictions)
-    begins = "" if task.grader is not None and task.grader.name == another.name else f"{another.short}_"
+    own = task.grader is not None and task.grader.name == another.name
+    better = {name: "lower" if name in another.grader.lower else "higher" for name in measured}
+    asked = {"grader": choice, "metrics": {**better, **(task.metrics if own else {})}}
+    scored = grading.grade(task.model_copy(update=asked), examples, predictions, limits)
+    begins = "" if own else f"{another.short}_"
     return _beside(old, scored, samples, folder, another, begins)
+
+
+def _limits(old: Evaluation, *, unsafe: bool) -> ExecutionSettings:
+    """What programs may use: what they might when they were graded first; whether without isolation is said anew."""
+    before = old.settings.get("execution") or {}
+    where = f"the stored evaluation {old.key} [execution]"
+    return validated(ExecutionSettings, {**before, "allow_unsafe_code": unsafe}, where=where)
 
 
 def _beside(

@@ -109,6 +109,10 @@ def resolve(
             found.append(_model(reference, model, asked, overrides))
         else:
             found += [_run(reference, record, store, asked, overrides) for record in store.find(run)]
+    for target in found:
+        for ask in target.asks:
+            if ask.sampled is None and not (ask.of_benchmark and ask.spec.task.kind != "generate"):
+                preflight.check_engine(ask.spec)
     groups = {swapping.Bases.key(target.spec): None for target in found}
     order = {key: place for place, key in enumerate(groups)}
     return sorted(found, key=lambda target: (order[swapping.Bases.key(target.spec)], _spoils(target)))
@@ -172,12 +176,21 @@ def _model(reference: str, model: str, asked: Sequence[Question], overrides: Map
     pairs: list[tuple[Ask, str | None]] = []
     for one in asked:
         spec = loading.bare(model, task=str(one.task), overrides=overrides)
+        spec = _served(spec)
         preflight.refuse_unsupported(spec)
         reason = wanting.no_start(spec)
         ask = Ask(spec=spec, of_benchmark=one.of_benchmark, sampled=one.sampled)
         pairs.append((ask, reason and f"cannot be scored on '{spec.task.name}': {reason}"))
     asks, left_out = _chosen(pairs, f"the model {reference}")
     return Target(named=reference, spec=asks[0].spec, asks=asks, left_out=left_out)
+
+
+def _served(spec: RunSpec) -> RunSpec:
+    """The spec of a model that is scored by itself: its one name on a server is that of a starting model."""
+    endpoint = spec.endpoint
+    return spec.model_copy(
+        update={"endpoint": endpoint.model_copy(update={"base_model": endpoint.base_model or endpoint.model})}
+    )
 
 
 def _adapter(reference: str, folder: Path, asked: Sequence[Question], overrides: Mapping[str, Any]) -> Target:

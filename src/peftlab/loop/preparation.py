@@ -72,7 +72,7 @@ def check_schedule(spec: RunSpec, rows: data.Rows) -> None:
         UserError: It does not.
     """
     steps = None
-    if rows.train and spec.task.kind == "text":  # how many windows it comes to, only its tokens say
+    if rows.train and spec.task.in_windows:  # how many windows it comes to, only its tokens say
         steps = spec.train.max_steps
     elif rows.train:
         size = processes.world().size
@@ -145,7 +145,13 @@ def prepare(spec: RunSpec, rows: data.Rows, base: Base) -> Prepared:
         raise UserError(f"task '{spec.task.name}' has no training rows", fix="name 'train' in the task file")
     here = processes.world()
     token_rows, facts = training_rows.make(
-        rows.train, base.tokenizer, spec.task, max_length=spec.data.max_length, loss_mask=spec.data.loss_mask
+        rows.train,
+        base.tokenizer,
+        spec.task,
+        max_length=spec.data.max_length,
+        loss_mask=spec.data.loss_mask,
+        chat_template=spec.data.chat_template,
+        pair_separator=spec.data.pair_separator,
     )
     _fit(token_rows, base, spec)
     check_rows = adapting.method_of(spec.adapter, where=adapting.adapter_place(spec)).check_rows

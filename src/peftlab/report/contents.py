@@ -297,7 +297,7 @@ def _base(base: Base, table: Table, found: Sequence[Column]) -> Row:
         unknown={},
         seeds=(),
         unpaired=base.outcomes.missing,
-        notes=tuple(notes),
+        notes=(*notes, *base.notes),
         runs=(),
     )
 

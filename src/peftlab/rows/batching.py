@@ -82,10 +82,12 @@ def collate(rows: Sequence[TokenRow], *, pad_id: int, eos_weight: float = 1.0) -
         input_ids[index, :size] = ids
         attention_mask[index, :size] = 1
         if labels is not None:
-            labels[index, row.labels_from : size] = ids[row.labels_from :]
+            for start, stop in row.learnt:
+                labels[index, start:stop] = ids[start:stop]
             labels[index, 0] = IGNORE
-        if weights is not None and row.has_eos:
-            weights[index, size - 1] = eos_weight
+        if weights is not None:
+            for _, stop in row.learnt if row.has_eos else row.learnt[:-1]:
+                weights[index, stop - 1] = eos_weight
         if type_ids is not None and row.type_ids is not None:
             type_ids[index, :size] = torch.tensor(row.type_ids)
     return Batch(

@@ -64,7 +64,7 @@ def check(spec: RunSpec, start: Start, rows: Rows) -> None:
     """
     settings = spec.calibration
     if settings.source in _PARTS:
-        if spec.task.kind != "text":  # how many windows it comes to, only its tokens say
+        if not spec.task.in_windows:  # how many windows it comes to, only its tokens say
             _enough(settings, start, len(getattr(rows, settings.source)))
         return
     text = texts.for_forgetting(settings.source) if _is_text(settings.source) else None
@@ -129,7 +129,15 @@ def _enough(settings: CalibrationSettings, start: Start, available: int, *, usab
 
 def _tokens(examples: Sequence[Example], spec: RunSpec, start: Start, tokenizer: Any, limit: int) -> list[TokenRow]:
     """Rows of a part, without those that lost all of their answer where the start reads a loss."""
-    found, _ = training_rows.make(examples, tokenizer, spec.task, max_length=limit, loss_mask=spec.data.loss_mask)
+    found, _ = training_rows.make(
+        examples,
+        tokenizer,
+        spec.task,
+        max_length=limit,
+        loss_mask=spec.data.loss_mask,
+        chat_template=spec.data.chat_template,
+        pair_separator=spec.data.pair_separator,
+    )
     return [row for row in found if spec.task.has_head or not start.needs_labels or row.num_labels > 0]
 
 
@@ -149,4 +157,6 @@ def _digest(rows: Sequence[TokenRow]) -> str:
     for row in rows:
         whole.update(array("q", [len(row.ids), row.labels_from, *row.ids]).tobytes())
         whole.update(f"{row.label}/{row.type_ids}".encode())
+        if row.spans is not None:
+            whole.update(f"/{row.spans}".encode())
     return whole.hexdigest()[:16]

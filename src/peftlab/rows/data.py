@@ -16,8 +16,9 @@ import numpy as np
 
 from peftlab import seeds
 from peftlab.config.examples import examples, within
+from peftlab.config.source import Source
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import CLAIM_ORDER, PARTS, Part, Source, Task
+from peftlab.config.task import CLAIM_ORDER, PARTS, Part, Task
 from peftlab.config.templates import template_fields
 from peftlab.digest import digest
 from peftlab.errors import UserError
@@ -25,6 +26,8 @@ from peftlab.protocols import Example
 from peftlab.rows import overlap, sources
 from peftlab.rows.sources import Table
 
+_DRAWN = {"sample", "sample_by", "split", "max_characters", "between", "partial"}
+"""Fields of a source that say which of its rows are meant."""
 NOTABLE_NGRAM_OVERLAP = 0.01
 """Share of test items with a run of words from training rows that is said, where a task knows of none."""
 
@@ -106,7 +109,7 @@ def _read_all(task: Task) -> dict[Part, Table]:
         source: Source | None = getattr(task, part)
         if source is None:
             continue
-        plain = source.model_dump(mode="json", exclude={"sample", "sample_by", "split", "max_characters", "partial"})
+        plain = source.model_dump(mode="json", exclude=_DRAWN)
         key = digest({**plain, "split": source.split_name})
         if key not in seen:
             with _about(task, part):
@@ -164,7 +167,7 @@ def _take_published(
 ) -> tuple[list[Example], dict[str, Any]]:
     source: Source = getattr(task, part)
     with _about(task, part):
-        wanted = sources.window(str(source.split), len(table.rows))
+        wanted = sources.between(source, table.rows, sources.window(str(source.split), len(table.rows)))
     short = _short(task, source, table, wanted)
     claimed = taken.numbers.setdefault(source.pool, set())
     free = [number for number in short if number not in claimed]
@@ -290,8 +293,14 @@ def _shots(task: Task, chosen: Mapping[Part, Sequence[Example]], count: int, dat
 
 
 def input_columns(task: Task) -> tuple[str, ...]:
-    """The columns that a model is shown before it answers: those of the prompt or the pair."""
+    """The columns that a model is shown before it answers: those of the prompt or the pair.
+
+    Where the prompt names the choice, the choices and the ending that all of them have are shown too.
+    """
     shown = [*template_fields(task.prompt), *task.pair]
+    if task.names_choice:
+        shown += [task.choices, *template_fields(task.target)]
+        shown = [name for name in shown if name != "choice"]
     return tuple(dict.fromkeys(name for name in shown if name != task.reference)) or tuple(task.columns)
 
 
@@ -354,12 +363,19 @@ def _notes(task: Task, found: Mapping[str, Any], count: int) -> list[str]:
 def refuse_overlap(spec: RunSpec, rows: Rows, own: RunSpec, *, trained_on: Sequence[Example]) -> None:
     """Refuse to score a run on another task whose test items stand among the rows that it was trained on.
 
+    Two tasks may have one question in columns of their own, with its options or without them. So an item stands there
+    if its texts are equal to those of a training row, or stand in what one was trained on, or hold what one was asked.
+
     Raises:
         UserError: More of them than `data.allow_overlap` (or the task) allows.
     """
-    known = {" ".join(text) for text in input_texts(own.task, trained_on)}
+    texts, asked = input_texts(spec.task, rows.test), input_texts(own.task, trained_on)
     allowed = spec.data.allow_overlap if spec.data.allow_overlap is not None else spec.task.allow_overlap
-    found = [text for text in input_texts(spec.task, rows.test) if " ".join(text) in known]
+    known = {" ".join(text) for text in asked}
+    equal = {place for place, text in enumerate(texts) if " ".join(text) in known}
+    inside = {place for place, _ in overlap.standing(texts, (tuple(row.columns.values()) for row in trained_on))}
+    around = {place for _, place in overlap.standing(asked, texts)}
+    found = [texts[place] for place in sorted(equal | inside | around)]
     if rows.test and len(found) / len(rows.test) > allowed:
         raise UserError(
             f"{len(found)} of {len(rows.test)} test items of '{spec.task.name}' stand in the rows that this run was "
@@ -374,7 +390,8 @@ def _refuse_leak(task: Task, chosen: Mapping[Part, Sequence[Example]], allowed: 
     exact = overlap.equal(input_texts(task, items), known)
     source = task.test
     if source is not None and source.sample is not None and source.split is not None:
-        whole = examples(task, [table.rows[number] for number in sources.window(source.split, len(table.rows))])
+        numbers = sources.between(source, table.rows, sources.window(source.split, len(table.rows)))
+        whole = examples(task, [table.rows[number] for number in numbers])
         if len(overlap.equal(input_texts(task, whole), known)) / len(whole) <= allowed:
             return
     share = len(exact) / len(items)

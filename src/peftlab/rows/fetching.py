@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from peftlab.config import references
 from peftlab.config.settings import read_json
-from peftlab.config.task import PARTS, Source, available, load
+from peftlab.config.source import Source
+from peftlab.config.task import PARTS, available, load
 from peftlab.errors import UserError, unknown_name
 from peftlab.records.atomic import write_atomic
 from peftlab.rows import sources, texts

@@ -6,16 +6,15 @@ work.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftlab.config.groups import BatchSettings
 from peftlab.config.spec import RunSpec
 from peftlab.protocols import Example
-from peftlab.rows import tokenise, training_rows
+from peftlab.rows import conversations, tokenise, training_rows
 from peftlab.rows.batching import Stream
 from peftlab.rows.tokenise import TokenRow
 
@@ -36,11 +35,13 @@ class Tokens:
         rows: As they are trained on, cut at the limit.
         lengths: Tokens of each before the cut.
         available: Training rows there are; more than `rows` when only some were looked at.
+        turns: Of conversations: who wrote them, and counts (`conversations.token_rows`); else empty.
     """
 
     rows: Sequence[TokenRow]
     lengths: Sequence[int]
     available: int
+    turns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,34 +77,44 @@ def tokens(
     """
     step = 1 if at_most is None else max(1.0, len(examples) / at_most)
     chosen = [examples[int(number * step)] for number in range(math.ceil(len(examples) / step))]
-    limit, mask = spec.data.max_length, spec.data.loss_mask
-    if spec.task.kind == "text":  # windows: nothing is cut off them, and those of a joined text are known together
-        rows, _ = training_rows.make(chosen, tokenizer, spec.task, max_length=limit, loss_mask=mask)
+    limit = spec.data.max_length
+    turns: dict[str, Any] = {}
+    how = spec.data.chat_template
+    in_turns = training_rows.in_turns(spec.task, how)
+    if in_turns:
+        turns["written_by"] = conversations.writing_of(tokenizer, spec.task, how).by
+
+    def made(part: Sequence[Example], at_most: int) -> list[TokenRow]:
+        mask = spec.data.loss_mask
+        if spec.task.kind != "text" and not in_turns:
+            between = spec.data.pair_separator
+            return tokenise.tokenise(
+                part, tokenizer, kind=kind, max_length=at_most, loss_mask=mask, pair_separator=between
+            )[0]
+        found, facts = training_rows.make(
+            part, tokenizer, spec.task, max_length=at_most, loss_mask=mask, chat_template=how
+        )
+        for name in (*conversations.COUNTED, "boundary_rows") if in_turns else ():
+            turns[name] = turns.get(name, 0) + facts[name]
+        return found
+
+    if spec.task.in_windows:  # nothing is cut off windows, and those of a joined text are known together
+        rows = made(chosen, limit)
         tell(len(chosen))
         return Tokens(rows=rows, lengths=[len(row.ids) for row in rows], available=len(rows))
     rows = []
     lengths: list[int] = []
     for start in range(0, len(chosen), _CHUNK):
         part = chosen[start : start + _CHUNK]
-        whole, _ = tokenise.tokenise(part, tokenizer, kind=kind, max_length=_UNLIMITED, loss_mask=mask)
+        whole = made(part, _UNLIMITED)
         lengths += [len(row.ids) for row in whole]
         if kind == "classify":  # here the tokenizer itself decides what a long row loses
-            whole, _ = tokenise.tokenise(part, tokenizer, kind=kind, max_length=limit, loss_mask=mask)
-        rows += [_cut(row, limit) for row in whole]
+            whole = made(part, limit)
+        rows += [tokenise.cut(row, limit) for row in whole]
         tell(len(rows))
     if kind != "classify" and not any(row.num_labels for row in rows):
-        tokenise.tokenise(chosen, tokenizer, kind=kind, max_length=limit, loss_mask=mask)  # says what is wrong
-    return Tokens(rows=rows, lengths=lengths, available=len(examples))
-
-
-def _cut(row: TokenRow, limit: int) -> TokenRow:
-    """What `tokenise` makes of a row under a limit."""
-    if len(row.ids) <= limit:
-        return row
-    ids = row.ids[:limit]
-    return dataclasses.replace(
-        row, ids=ids, labels_from=min(row.labels_from, limit), has_eos=False, truncated=True, type_ids=None
-    )
+        made(chosen, limit)  # says what is wrong
+    return Tokens(rows=rows, lengths=lengths, available=len(examples), turns=turns)
 
 
 def summary(found: Tokens) -> dict[str, Any]:

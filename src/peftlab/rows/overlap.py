@@ -1,4 +1,4 @@
-"""Find items of one set of rows in another: whole texts that are equal, and shared runs of words.
+"""Find items of one set of rows in another: texts that are equal, texts inside others, and shared runs of words.
 
 A row is a tuple of texts, one for each column. Knows nothing of tasks; what is allowed is decided in `data.py`.
 """
@@ -6,12 +6,16 @@ A row is a tuple of texts, one for each column. Knows nothing of tasks; what is 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 Text = tuple[str, ...]
 
 NGRAM = 13
 """Words in a run, as in the contamination checks of the large language model reports."""
+
+LEAST = 5
+"""Words that a text must have to be looked for inside others."""
 
 _WORD = re.compile(r"\w+")
 
@@ -28,6 +32,34 @@ def equal(items: Sequence[Text], others: Iterable[Text]) -> list[int]:
     """
     known = set(others)
     return [position for position, item in enumerate(items) if item in known and any(item)]
+
+
+def standing(items: Sequence[Text], others: Iterable[Text], *, size: int = LEAST) -> Iterator[tuple[int, int]]:
+    """Positions (in `items`, in `others`) where an item stands whole in another text: each column as a run of words.
+
+    So a question is found inside an instruction that holds it with its options. An item in which no column has `size`
+    words is not looked for: a few words stand in anything. It is looked for by its rarest run of so many words.
+    """
+    columns = [[words for words in map(_words, item) if words] for item in items]
+    longest = [max(item, key=len, default=[]) for item in columns]
+    counts = Counter(run for words in longest for run in _runs(words, size))
+    wanted: dict[str, list[int]] = {}
+    for position, words in enumerate(longest):
+        if len(words) >= size:
+            wanted.setdefault(min(_runs(words, size), key=counts.__getitem__), []).append(position)
+    ends = {(words[0], words[-1]) for words in map(str.split, wanted)}
+    for place, other in enumerate(others):
+        words = _words("\n".join(other))
+        near = {
+            position
+            for start, pair in enumerate(zip(words, words[size - 1 :], strict=False))
+            if pair in ends
+            for position in wanted.get(" ".join(words[start : start + size]), ())
+        }
+        text = f" {' '.join(words)} " if near else ""
+        for position in sorted(near):
+            if all(f" {' '.join(column)} " in text for column in columns[position]):
+                yield position, place
 
 
 def sharing(items: Sequence[Text], others: Iterable[Text], *, size: int = NGRAM) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from peftlab.config.task import Row
+from peftlab.config.source import Row
 from peftlab.errors import UserError
 
 _OTHER_SEPARATORS = (";", "\t", "|")

@@ -16,7 +16,7 @@ from typing import Any
 
 from peftlab.config import references
 from peftlab.config.settings import read_json
-from peftlab.config.task import Row, Source, local_file
+from peftlab.config.source import Row, Source, local_file
 from peftlab.digest import file_digest
 from peftlab.errors import UserError, unknown_name
 from peftlab.rows.rowfiles import read_rows
@@ -95,6 +95,26 @@ def window(split: str, num_rows: int) -> range:
         fix = "mend the slice" if "[" in split else "name another split, or mend the data"
         raise UserError(f"split '{split}' is an empty data set: it has {num_rows} rows", fix=fix)
     return range(start, stop)
+
+
+def between(source: Source, rows: Sequence[Row], numbers: Sequence[int]) -> Sequence[int]:
+    """The row numbers whose rows have the numbers that the source's `between` asks for, in order.
+
+    Raises:
+        UserError: A row has no whole number there, or none is left.
+    """
+    for column, (low, high) in source.between.items():
+        for number in numbers:
+            value = rows[number].get(column)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UserError(
+                    f"'between' asks for whole numbers in column '{column}', a row has {str(value)[:80]!r}",
+                    fix=f"name another column; the row has {sorted(rows[number])}",
+                )
+        numbers = [number for number in numbers if low <= rows[number][column] <= high]
+        if not numbers:
+            raise UserError(f"no row has '{column}' between {low} and {high}", fix="mend 'between' in the task")
+    return numbers
 
 
 def _bound(text: str | None, num_rows: int, default: int, split: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from peftlab.config.settings import Settings, read_yaml, setting, validated
-from peftlab.config.task import Source
+from peftlab.config.source import Source
 from peftlab.errors import UserError, unknown_name
 from peftlab.rows import sources
 

@@ -8,6 +8,7 @@ is found by trying (`_agree`), never by a name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,14 +41,19 @@ Likelihoods = list[float]
 def rows_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> list[TokenRow]:
     """Every choice of every example as one row, without an end-of-sequence token."""
     options = [
-        Example(item=example.item, prompt=with_shots(spec.task, example, shots), target=choice)
+        Example(item=example.item, prompt=with_shots(spec.task, replace(example, prompt=context), shots), target=choice)
         for example in examples
-        for choice in example.choices
+        for context, choice in zip(_contexts(example), example.choices, strict=True)
     ]
     rows, _ = tokenise.tokenise(
         options, built.tokenizer, kind="causal", max_length=spec.data.max_length, loss_mask="answer"
     )
     return [_without_eos(row) for row in rows]
+
+
+def _contexts(example: Example) -> Sequence[str]:
+    """What each choice stands behind: the prompt, or one of its own."""
+    return example.contexts or (example.prompt,) * len(example.choices)
 
 
 def _without_eos(row: TokenRow) -> TokenRow:

@@ -20,7 +20,12 @@ from peftlab.scores.passes import Predicting, batched, logits_of
 def rows_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Sequence[Example]) -> list[TokenRow]:
     """Every example as one row."""
     return tokenise.tokenise(
-        examples, built.tokenizer, kind="classify", max_length=spec.data.max_length, loss_mask="answer"
+        examples,
+        built.tokenizer,
+        kind="classify",
+        max_length=spec.data.max_length,
+        loss_mask="answer",
+        pair_separator=spec.data.pair_separator,
     )[0]
 
 

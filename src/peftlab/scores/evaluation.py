@@ -5,15 +5,18 @@ Scores whatever `Built` it is given. Which weights are scored, and where the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from peftlab.config.spec import RunSpec
+from peftlab.config.task import grades_many
 from peftlab.errors import UserError
 from peftlab.modelling import models
 from peftlab.modelling.models import Built
+from peftlab.parallel import processes
 from peftlab.protocols import Example
 from peftlab.scores import answering, choosing, classifying, grading, language
+from peftlab.scores.grading import Scored
 from peftlab.scores.passes import Scoring, logits_of
 from peftlab.scores.stored import TRUNCATED
 
@@ -25,8 +28,18 @@ _PREDICT = {
 }
 
 
-def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Sequence[Example] = ()) -> Scoring:
+def score(
+    built: Built,
+    examples: Sequence[Example],
+    spec: RunSpec,
+    *,
+    shots: Sequence[Example] = (),
+    keep: Callable[[Scored], object] = lambda ungraded: None,
+) -> Scoring:
     """Predict and grade `examples`; yields progress, returns a `Scored`.
+
+    `keep` is given the predictions before a grader runs what was answered, which may take long or fail; of several
+    processes only the first runs it.
 
     Raises:
         UserError: The task's grader or engine is unknown, or nothing is left to score.
@@ -38,7 +51,12 @@ def score(built: Built, examples: Sequence[Example], spec: RunSpec, *, shots: Se
     if spec.task.kind == "text":
         return (yield from language.score_texts(built, examples, spec))
     predictions, cut = yield from _PREDICT[spec.task.kind](built, examples, spec, shots)
-    found = grading.grade(spec.task, examples, predictions)
+    if grades_many(spec.task):
+        ungraded = replace(grading.ungraded(examples, predictions), notes={TRUNCATED: cut})
+        if processes.world().rank:
+            return ungraded
+        keep(ungraded)
+    found = yield from grading.graded(spec.task, examples, predictions, spec.execution)
     return replace(found, notes={**found.notes, TRUNCATED: cut})
 
 

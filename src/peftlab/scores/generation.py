@@ -49,7 +49,16 @@ def options_of(built: Built, settings: GenerationSettings, stop: Sequence[str], 
     """What an engine is told besides the prompts."""
     names = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "length_penalty", "no_repeat_ngram_size")
     sampling = {name: getattr(settings, name) for name in names}
-    return {**sampling, "stop": tuple(stop), "pad_id": built.pad_id, **more}
+    several = settings.num_return_sequences // copies(settings)
+    return {**sampling, "num_return_sequences": several, "stop": tuple(stop), "pad_id": built.pad_id, **more}
+
+
+def copies(settings: GenerationSettings) -> int:
+    """How often each prompt is asked: once for each sampled answer; the answers of beams come from one search.
+
+    So the evaluation batch counts answers, whatever their number.
+    """
+    return settings.num_return_sequences if settings.num_beams == 1 else 1
 
 
 def batches(
@@ -94,11 +103,9 @@ def generate(
     Each batch draws from its own part of the stream `sampling`; the caller's random states are left as they were.
     """
     here = here or World()
-    empty = {
-        index: Completion(text="", token_ids=(), finish="prompt_too_long", num_tokens=0)
-        for index, prompt in enumerate(prompts)
-        if prompt.max_new_tokens <= 0
-    }
+    nothing = Completion(text="", token_ids=(), finish="prompt_too_long", num_tokens=0)
+    nothing = replace(nothing, more=(nothing,) * (options["num_return_sequences"] - 1))
+    empty = {index: nothing for index, prompt in enumerate(prompts) if prompt.max_new_tokens <= 0}
     if empty:
         yield empty
     for number, indices in enumerate(batches(prompts, batch_size, equal_lengths=equal_lengths, order=order)):

@@ -20,10 +20,10 @@ from peftlab.loop import loss
 from peftlab.modelling.models import Built
 from peftlab.parallel import processes
 from peftlab.protocols import Example
-from peftlab.rows import windows
+from peftlab.rows import conversations, windows
 from peftlab.rows.batching import Batch
 from peftlab.rows.tokenise import TokenRow
-from peftlab.scores.grading import Scored, mean
+from peftlab.scores.grading import Scored, clusters_note, mean
 from peftlab.scores.passes import Scoring, batched, logits_of
 
 _TOKENS_AT_A_TIME = 2048
@@ -41,7 +41,8 @@ def rows_of(built: Built, examples: Sequence[Example], spec: RunSpec, shots: Seq
 def score_texts(built: Built, examples: Sequence[Example], spec: RunSpec) -> Scoring:
     """Score a task of plain text on the very tokens that a training would learn, under the metrics it names.
 
-    Items are documents or, where the task joins its rows, windows of `data.max_length` tokens.
+    Items are documents or, where the task joins its rows, windows of `data.max_length` tokens; or conversations, of
+    which only the assistant's turns are scored.
 
     loss: Nats per token, of all tokens together: the sum of their losses by their number.
     perplexity: e to the loss.
@@ -68,13 +69,15 @@ def score_texts(built: Built, examples: Sequence[Example], spec: RunSpec) -> Sco
         [[*np.sum([next(per_row) for _ in piece.rows], axis=0), piece.num_bytes] for piece in pieces], dtype=np.float64
     )
     outcomes = {name: _outcomes(name, sums) for name in spec.task.metrics}
+    shared = [piece.cluster for piece in pieces]
     return Scored(
-        metrics={name: mean(values, spec.task.metrics[name]) for name, values in outcomes.items()},
+        metrics={name: mean(values, spec.task.metrics[name], shared) for name, values in outcomes.items()},
         outcomes=outcomes,
         samples=[],
         items=[piece.item for piece in pieces],
-        clusters=[piece.cluster for piece in pieces],
+        clusters=shared,
         notes={
+            **clusters_note(spec.task, shared),
             "windows": len(rows),
             "tokens": int(sums[:, _LABELS].sum()),
             "bytes": round(sums[:, _BYTES].sum()),
@@ -85,6 +88,9 @@ def score_texts(built: Built, examples: Sequence[Example], spec: RunSpec) -> Sco
 
 
 def _pieces_of(built: Built, examples: Sequence[Example], spec: RunSpec) -> list[windows.Piece]:
+    if spec.task.messages:
+        writing = conversations.writing_of(built.tokenizer, spec.task, spec.data.chat_template)
+        return conversations.pieces(examples, built.tokenizer, writing, max_length=spec.data.max_length)
     return windows.pieces(examples, built.tokenizer, max_length=spec.data.max_length, join=spec.task.join)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import graded_by
+from peftlab.config.task import graded_by, grades_many
 from peftlab.digest import digest, folder_digest
 from peftlab.errors import UserError
 from peftlab.events import Evaluated, Event, Stage
@@ -21,7 +22,7 @@ from peftlab.protocols import Example
 from peftlab.records.record import Evaluation
 from peftlab.records.store import BaseSlot, RunStore, Slot
 from peftlab.rows import data, texts
-from peftlab.scores import evaluation, grading, language
+from peftlab.scores import agreement, evaluation, grading, language
 from peftlab.scores import stored as predicted
 from peftlab.scores.grading import Scored
 from peftlab.scores.wanted import Wanted, is_current, kept_snapshots, same_start
@@ -43,7 +44,7 @@ def _regraded(stored: Evaluation | None, folder: Path, spec: RunSpec, examples: 
     found = predicted.samples(folder) if stored is not None and spec.task.grader is not None else None
     if found is None or [sample["item"] for sample in found] != [example.item for example in examples]:
         return None
-    return grading.grade(spec.task, examples, [predicted.prediction(sample) for sample in found])
+    return grading.grade(spec.task, examples, [predicted.prediction(sample) for sample in found], spec.execution)
 
 
 def score_start(
@@ -78,7 +79,9 @@ def score_start(
                 continue
             if folder is not None:
                 assert bases is not None, "whoever scores saved adapters holds their bases"
-                yield from score(slot, spec, "", one, its, bases.trained(spec, folder), whose=START)
+                before = _before(one, spec, under, its, bases)
+                built = bases.trained(spec, folder)
+                yield from score(slot, spec, "", one, its, built, whose=START, before=before)
                 continue
             if base is None:
                 if bases is None or not bases.holds(spec):
@@ -112,6 +115,9 @@ def score_trained(
             if again is not None:
                 yield from _store(slot, under, one, stored, again)
                 continue
+        before = _before(one, slot.spec, under, its, bases)
+        if before is not None:
+            loaded = None  # the base may have been asked for, which ends what was handed out
         if loaded is None or loaded[0] != one.step:
             yield Stage(text=f"loading the saved weights of step {one.step}")
             loaded = None
@@ -122,7 +128,19 @@ def score_trained(
             if slot.spec.adapter is not None:
                 same_model(slot, loaded[1].facts)
             slot.part_seconds("test", time.perf_counter() - started)
-        yield from score(slot, spec, run_key, one, its, loaded[1], whose=str(loaded[2]))
+        yield from score(slot, spec, run_key, one, its, loaded[1], whose=str(loaded[2]), before=before)
+
+
+def _before(
+    wanted: Wanted, own: RunSpec, under: RunSpec, rows: data.Rows, bases: swapping.Bases | None
+) -> agreement.Answers | None:
+    """Answers of the starting model, where those of an engine elsewhere must be seen to be of other weights."""
+    if wanted.what == "text" or not agreement.is_asked(under):
+        return None
+    assert bases is not None, "such engines score what is saved, and whoever does that holds its bases"
+    return agreement.answers_here(
+        lambda: models.bare(bases.base(own)), getattr(rows, wanted.part), under, rows.shots, source=own.base_identity()
+    )
 
 
 def same_rows(slot: Slot, rows: data.Rows, spec: RunSpec) -> None:
@@ -206,7 +224,7 @@ def weights_folder(slot: Slot, step: int) -> Path:
 
 def _store(slot: Slot | BaseSlot, spec: RunSpec, wanted: Wanted, stored: Evaluation, again: Scored) -> Scoring:
     """Put new grades in the place of old ones; the predictions stay."""
-    kept_notes = {name: stored.notes[name] for name in (predicted.TRUNCATED,) if name in stored.notes}
+    kept_notes = predicted.lasting(stored.notes)
     notes = {**again.notes, **kept_notes}
     changes = {"metrics": again.metrics, "grader": graded_by(spec.task), "baselines": again.baselines, "notes": notes}
     found = stored.model_copy(update=changes)
@@ -224,18 +242,26 @@ def score(
     built: models.Built,
     *,
     whose: str,
+    before: agreement.Answers | None = None,
 ) -> Scoring:
     """Score, store, and announce one evaluation; returns it as stored.
 
-    `weights` tells the other processes of a launch whose these are (`following.py`).
+    `whose` tells the other processes of a launch whose weights these are (`following.py`). `before` are some answers of
+    the starting model, for engines that have weights of their own.
     """
-    started = time.perf_counter()
-    under = wanted.under(spec)
+    started, under = time.perf_counter(), wanted.under(spec)
+    partial, agreed = rows.partial, dict[str, Any]()
+
+    def put(made: Scored, *, judged: bool = True) -> Evaluation:
+        found = _described(spec, run_key, wanted, made, built, judged=judged)
+        told = {"notes": {**found.notes, **agreed}, "partial": partial, "seconds": time.perf_counter() - started}
+        found = found.model_copy(update=told)
+        return slot.add(found, samples=made.samples, items=made.items, clusters=made.clusters, outcomes=made.outcomes)
+
     name = "the general text" if wanted.what == "text" else f"the {wanted.part} rows of {under.task.name}"
     who = "the starting model" if wanted.step is None else f"step {wanted.step}"
     who = who if wanted.adapter is None else f"the adapter {spec.folder}"
     yield Stage(text=f"scoring {who} on {name}")
-    partial = rows.partial
     if wanted.what == "text":
         text = texts.for_forgetting(spec.data.forgetting)
         assert not isinstance(text, str), "an unavailable text is not wanted"
@@ -246,9 +272,27 @@ def score(
     else:
         sampled = None if wanted.sampled is None else [wanted.sampled.benchmark, wanted.sampled.named]
         processes.tell(do="score", part=wanted.part, whose=whose, sampled=sampled)
-        scored = yield from evaluation.score(built, getattr(rows, wanted.part), under, shots=rows.shots)
+        examples = getattr(rows, wanted.part)
+        if examples and agreement.is_asked(under):
+            source = wanted.source(spec, run_key)
+            told = yield from agreement.reached(built, examples, under, rows.shots, source=source, start=before)
+            agreed = {predicted.AGREEMENT: told}
+        keep = functools.partial(put, judged=False)
+        scored = yield from evaluation.score(built, examples, under, shots=rows.shots, keep=keep)
+    stored = put(scored)
+    if isinstance(slot, Slot):
+        slot.part_seconds("validation" if wanted.role == "step" else "test", time.perf_counter() - started)
+    yield Evaluated(evaluation=stored)
+    return stored
+
+
+def _described(
+    spec: RunSpec, run_key: str, wanted: Wanted, scored: Scored, built: models.Built, *, judged: bool
+) -> Evaluation:
+    """An evaluation as it is stored; without a grader where predictions are not judged yet."""
+    under = wanted.under(spec)
     sample = {} if wanted.sampled is None else {"benchmark": wanted.sampled.suite}
-    found = Evaluation(
+    return Evaluation(
         key=wanted.key(spec, run_key),
         what=wanted.what,
         task=str(spec.data.forgetting) if wanted.what == "text" else under.task.name,
@@ -257,21 +301,12 @@ def score(
         role=wanted.role,
         metrics=scored.metrics,
         num_items=len(scored.items),
-        grader=None if wanted.what == "text" else graded_by(under.task),
+        grader=graded_by(under.task) if judged and wanted.what != "text" else None,
         baselines=scored.baselines,
         settings={**_settings(under, wanted.adapter), **sample, "loaded_revision": built.facts.get("revision")},
-        partial=partial,
-        seconds=time.perf_counter() - started,
         num_tokens=scored.num_tokens,
         notes=scored.notes,
     )
-    stored = slot.add(
-        found, samples=scored.samples, items=scored.items, clusters=scored.clusters, outcomes=scored.outcomes
-    )
-    if isinstance(slot, Slot):
-        slot.part_seconds("validation" if wanted.role == "step" else "test", time.perf_counter() - started)
-    yield Evaluated(evaluation=stored)
-    return stored
 
 
 def _settings(spec: RunSpec, adapter: str | None) -> Mapping[str, Any]:
@@ -279,10 +314,13 @@ def _settings(spec: RunSpec, adapter: str | None) -> Mapping[str, Any]:
     if adapter is not None:  # base and adapter together are another model
         identity = {**identity, "content": digest([identity.get("content"), adapter])}
         name = f"{name}+{Path(spec.folder).name}"
+    limits = {"execution": spec.execution.model_dump(mode="json")} if grades_many(spec.task) else {}
     return {
         "model": identity,
         "model_id": name,
         "generation": spec.generation.model_dump(mode="json"),
+        **limits,
+        **agreement.endpoint_of(spec),
         "per_device_eval_batch_size": spec.batch.per_device_eval_batch_size,
         "device": models.default_device().type,
         "threads": torch.get_num_threads(),

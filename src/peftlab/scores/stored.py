@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from peftlab.records.record import loads
 SAMPLES = "samples.jsonl"
 TRUNCATED = "truncated"
 """Note of an evaluation: items that lost text at `data.max_length`, or whose prompt left no room for an answer."""
+
+AGREEMENT = "agreement"
+"""Note of an evaluation: how far the engine that made it agreed with the reference engine."""
+
+
+def lasting(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes on how predictions were made: they stay when the predictions are graded again."""
+    return {name: notes[name] for name in (TRUNCATED, AGREEMENT) if name in notes}
 
 
 def samples(folder: Path) -> list[dict[str, Any]] | None:
@@ -31,7 +40,11 @@ def samples(folder: Path) -> list[dict[str, Any]] | None:
 
 def prediction(sample: dict[str, Any]) -> Prediction:
     """What the model said about the item of a sample."""
-    said: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in sample["prediction"].items()
+    return _said(sample["prediction"])
+
+
+def _said(plain: Mapping[str, Any]) -> Prediction:
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items() if name != "more"
     }
-    return Prediction(**said)
+    return Prediction(**fields, more=tuple(map(_said, plain.get("more", ()))))

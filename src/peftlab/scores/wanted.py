@@ -7,10 +7,10 @@ per model, task and settings, shared by all runs that start from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from peftlab.config.spec import RunSpec
-from peftlab.config.task import Part, graded_by, measured_metrics
+from peftlab.config.task import Part, direction_of, graded_by, measured_metrics
 from peftlab.digest import digest
 from peftlab.errors import UserError
 from peftlab.modelling import models
@@ -39,13 +39,23 @@ class Wanted:
 
     def under(self, spec: RunSpec) -> RunSpec:
         """The spec that it is made under, for the run `spec`."""
-        return spec if self.sampled is None else samples.spec_of(spec, self.sampled)
+        if self.sampled is not None:
+            return samples.spec_of(spec, self.sampled)
+        return spec.model_copy(update={"endpoint": spec.endpoint.serving(start=self.of_start)})
+
+    @property
+    def of_start(self) -> bool:
+        """Whether the weights are those of a model before training."""
+        return self.step is None and self.adapter is None
+
+    def source(self, spec: RunSpec, run_key: str) -> dict[str, Any]:
+        """The weights, as plain data."""
+        source = spec.base_identity() if self.step is None else {"run": run_key, "step": self.step}
+        return source if self.adapter is None else {**source, "adapter": self.adapter}
 
     def key(self, spec: RunSpec, run_key: str) -> str:
         """The evaluation key under `spec`, of the weights of run `run_key` (or of the bare model)."""
-        source = spec.base_identity() if self.step is None else {"run": run_key, "step": self.step}
-        if self.adapter is not None:
-            source = {**source, "adapter": self.adapter}
+        source = self.source(spec, run_key)
         if self.what == "text":
             return spec.text_key(source)
         key = self.under(spec).evaluation_key(self.part, source)
@@ -118,13 +128,17 @@ def is_current(spec: RunSpec, wanted: Wanted, stored: Evaluation | None) -> bool
 
 
 def _graded_as(spec: RunSpec, stored: Evaluation) -> bool:
-    """Whether a stored evaluation has the grades that the task asks for now: grader, version, modes and directions."""
+    """Whether a stored evaluation has the grades that the task asks for now: grader, version, modes and directions.
+
+    And whether its standard errors are over the sources of its items, where the task tells them apart.
+    """
     directions = {name: metric.direction for name, metric in stored.metrics.items()}
     named = [name for name in measured_metrics(spec.task) if name in spec.task.metrics]
     undefined = stored.notes.get(grading.UNDEFINED, ())
-    asked = {name: spec.task.metrics.get(name, "higher") for name in {*directions, *named}.difference(undefined)}
-    first = spec.task.primary_metric in (next(iter(directions)), *undefined)
-    return stored.grader == graded_by(spec.task) and directions == asked and first
+    asked = {name: direction_of(spec.task, name) for name in {*directions, *named}.difference(undefined)}
+    first = spec.task.primary_metric in (next(iter(directions), None), *undefined)
+    counted = (spec.task.cluster is None) == (grading.CLUSTERS not in stored.notes)
+    return stored.grader == graded_by(spec.task) and directions == asked and first and (counted or not stored.grader)
 
 
 def same_start(found: Evaluation, revision: str | None) -> None:

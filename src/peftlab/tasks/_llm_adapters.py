@@ -116,7 +116,7 @@ def _answered(row: Row, names: list[str]) -> dict[str, Any]:
 
 
 def _without_marks(text: str) -> str:
-    return _MARK.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ").strip()
+    return _MARK.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any
 from peftlab.config.references import LOCAL_FOLDER
 from peftlab.errors import unknown_name
 from peftlab.records.record import Evaluation, Record
+from peftlab.verdicts import failing
 from peftlab.verdicts.outcomes import Outcomes, joined, read, score
 from peftlab.verdicts.statistics import Interval
 
@@ -37,6 +38,7 @@ class Base:
     Attributes:
         key: Of the evaluation.
         model: Which model; arms are held against bare models of their own.
+        notes: What a reader of the score should know.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Base:
     score: Interval
     partial: bool
     outcomes: Outcomes = field(repr=False)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +241,7 @@ class Reader:
                 score=score(outcomes, [evaluation.metrics[metric]]),
                 partial=evaluation.partial,
                 outcomes=outcomes,
+                notes=tuple(filter(None, [failing.said([evaluation])])),
             )
         return self.bases[key]
 
@@ -286,6 +290,7 @@ def _notes(group: Sequence[Scored], outcomes: Outcomes) -> tuple[str, ...]:
         notes.append("holds runs of category test")
     if len({record.before_reason for record, _ in group} - {None}) == 1 and group[0][0].before_reason:
         notes.append(f"no score before training: {group[0][0].before_reason}")
+    notes += filter(None, [failing.said([evaluation for _, evaluation in group])])
     return tuple(notes)
 
 
@@ -315,6 +320,7 @@ def _protocol(evaluation: Evaluation) -> dict[str, Any]:
     """What of an evaluation's settings can change its scores: not the device, not the threads."""
     return {
         **{f"generation.{name}": value for name, value in (evaluation.settings.get("generation") or {}).items()},
+        **{f"endpoint.{name}": value for name, value in (evaluation.settings.get("endpoint") or {}).items()},
         "grader": evaluation.grader,
     }
 
@@ -344,4 +350,6 @@ def _base_label(evaluation: Evaluation, otherwise: str) -> str:
         parts.append(f"{generation['few_shot']}-shot")
     if generation.get("chat_template"):
         parts.append("chat template")
+    if "endpoint" in evaluation.settings:
+        parts.append(f"by {generation.get('engine')}")
     return ", ".join(parts)

@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from peftlab import clusters
 from peftlab.errors import UserError
 from peftlab.records.record import Record
 from peftlab.records.store import RunStore
 from peftlab.verdicts.arms import Arm, BareModel, Base, FolderOf, LeftOut, Reader, Scored, by_task, superseded, unique
+from peftlab.verdicts.outcomes import shared
 from peftlab.verdicts.statistics import Difference, holm, paired_difference, paired_over_seeds
 
 LEVEL = 0.05
@@ -179,7 +181,7 @@ def _read_bases(
         same_rows = (evaluation.what, evaluation.task, evaluation.part) == ("task", task, part)
         if same_rows and metric in evaluation.metrics:
             for name in evaluation.metrics:
-                if name.startswith(metric) or metric.startswith(name):
+                if name == metric or name.startswith(f"{metric}_") or metric.startswith(f"{name}_"):
                     reader.base(evaluation, one.folder, metric=name)
 
 
@@ -231,8 +233,8 @@ def _test(first: Arm, second: Arm | Base) -> Difference | str:
     if a.items is None or a.items != b.items:
         return "scored on different items"
     if _level(first, second) == "method":
-        return paired_over_seeds(a.matrix, b.matrix, seedless_b=isinstance(second, Base))
-    return paired_difference(a.matrix.mean(axis=0), b.matrix.mean(axis=0))
+        return paired_over_seeds(a.matrix, b.matrix, seedless_b=isinstance(second, Base), clusters=shared((a, b)))
+    return paired_difference(a.matrix.mean(axis=0), b.matrix.mean(axis=0), clusters=shared((a, b)))
 
 
 def _pair(draft: _Draft, test: Difference | str, p_adjusted: float | None, sign: int) -> Pair:
@@ -332,6 +334,12 @@ def _notes(arms: Sequence[Arm], bases: Sequence[Base], bars: Mapping[str, Base],
             )
     if any(arm.partial for arm in arms) or any(base.partial for base in bases):
         notes.append("some rows were scored or trained on a part of the data set they name: not the benchmark's result")
+    codes = shared([*(arm.outcomes for arm in arms), *(base.outcomes for base in bases)])
+    if codes is not None:
+        notes.append(
+            f"the {codes.size} items come from {clusters.count(codes)} sources, and items of one source are not "
+            "independent: intervals and tests are over sources"
+        )
     if any(arm.imported_from is not None and arm.outcomes.matrix is None for arm in arms):
         notes.append("imported runs without outcomes per item are shown, never paired or tested")
     if any("test" in arm.category for arm in arms):

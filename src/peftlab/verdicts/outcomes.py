@@ -5,6 +5,7 @@ Reads one small array per evaluation, never samples. Compares nothing.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from peftlab.clusters import Codes, codes_of
 from peftlab.records.atomic import safe_name
 from peftlab.records.record import Evaluation, Metric
-from peftlab.verdicts.statistics import Array, Interval, mean_interval, mean_over_seeds, run_interval
+from peftlab.verdicts.statistics import Array, Interval, mean_interval, mean_over_seeds
+
+CLUSTERS = "clusters.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +29,13 @@ class Outcomes:
         matrix: None when nothing was stored, or the seeds were scored on different items.
         items: Digest of the item ids; equal digests are paired.
         missing: Why `matrix` is None.
+        clusters: For each item the number of its source; None: no two share one.
     """
 
     matrix: Array | None
     items: str | None
     missing: str | None = None
+    clusters: Codes | None = None
 
 
 def read(folder: Path | None, evaluation: Evaluation, metric: str) -> Outcomes:
@@ -49,7 +55,24 @@ def read(folder: Path | None, evaluation: Evaluation, metric: str) -> Outcomes:
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         return _without(evaluation, "some outcomes are not finite numbers")
-    return Outcomes(matrix=values[None, :], items=evaluation.items)
+    clusters = _clusters(folder / CLUSTERS, evaluation)
+    if isinstance(clusters, str):
+        return _without(evaluation, clusters)
+    return Outcomes(matrix=values[None, :], items=evaluation.items, clusters=clusters)
+
+
+def _clusters(path: Path, evaluation: Evaluation) -> Codes | str | None:
+    """Which items share a source, or what is wrong: items are not taken for independent because a file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        sources = evaluation.notes.get("clusters", evaluation.num_items)
+        return None if sources == evaluation.num_items else f"which items share a source is not known ({path} is gone)"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read ({error})"
+    if not isinstance(found, list) or len(found) != evaluation.num_items:
+        return f"{path} does not hold a source for each of the {evaluation.num_items} items"
+    return codes_of([None if name is None else str(name) for name in found])
 
 
 def _without(evaluation: Evaluation, missing: str) -> Outcomes:
@@ -68,15 +91,21 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
     if missing is not None:
         return Outcomes(matrix=None, items=None, missing=missing)
     return Outcomes(
-        matrix=np.concatenate([part.matrix for part in parts if part.matrix is not None]), items=parts[0].items
+        matrix=np.concatenate([part.matrix for part in parts if part.matrix is not None]),
+        items=parts[0].items,
+        clusters=shared(parts),
     )
+
+
+def shared(parts: Sequence[Outcomes]) -> Codes | None:
+    """Which items share a source, of outcomes of the same items: as the first says that knows."""
+    return next((part.clusters for part in parts if part.clusters is not None), None)
 
 
 def score(outcomes: Outcomes, metrics: Sequence[Metric]) -> Interval:
     """From the outcomes, or as well as the recorded means allow."""
     if outcomes.matrix is not None:
-        rows = outcomes.matrix
-        return run_interval(rows[0]) if len(rows) == 1 else mean_over_seeds(rows)
+        return mean_over_seeds(outcomes.matrix, clusters=outcomes.clusters)
     means = [metric.mean for metric in metrics]
     n = metrics[0].n
     if len(means) > 1 and all(map(math.isfinite, means)):

@@ -4,19 +4,24 @@ Arrays in, plain numbers out; it knows no records and words no claim. All interv
 scipy is loaded on first use. Outcomes are scores per item: 0/1 ("binary") or any finite numbers.
 
 What is random: the items are a sample of the questions that the benchmark stands for, and the seeds a sample of the
-runs that the method could have given. A difference that is shown is shown for both at once.
+runs that the method could have given. A difference that is shown is shown for both at once. Where items share sources
+(`clusters`: for each item the number of its source), the sources are what was drawn, and no two items of one are
+independent: spreads are those of sources, with one degree of freedom less than there are sources.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from peftlab.clusters import Codes, count, squared_error
+from peftlab.verdicts.clustered import effective_size, sign_flips
 
 Array = NDArray[np.float64]
 
@@ -30,7 +35,8 @@ class Interval:
 
     Attributes:
         n: Items; None where a result from elsewhere does not say it.
-        method: What the interval is made by and covers: `wilson`, `t over items`, `t over seeds and items`, ...
+        method: What the interval is made by and covers: `wilson`, `t over items`, `t over seeds and items`, ...; with
+            `clusters` in the place of items where items share sources.
     """
 
     mean: float
@@ -45,7 +51,8 @@ class Difference:
     """Mean of a - b over the same items, its interval, and the p value of "there is no difference".
 
     Attributes:
-        test: What `p` comes from: `exact McNemar`, `paired t`, `t over seeds and items`.
+        test: What `p` comes from: `exact McNemar`, `paired t`, `t over seeds and items`; where items share sources
+            `exact sign flips of clusters`, `paired t over clusters`, `t over seeds and clusters`.
     """
 
     mean: float
@@ -59,7 +66,7 @@ class Difference:
 # ---------------------------------------------------------------------------------------------------- one run
 
 
-def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Interval:
     """Score interval of a share: (k + z^2/2 +- z sqrt(k (n - k) / n + z^2/4)) / (n + z^2).
 
     It stays inside [0, 1], and is not empty at 0 or n successes. Source: Wilson (1927), "Probable inference, the law of
@@ -75,10 +82,10 @@ def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Inter
     middle, total = successes + z * z / 2, n + z * z
     half = z * math.sqrt(successes * (n - successes) / n + z * z / 4)
     low, high = max((middle - half) / total, 0.0), min((middle + half) / total, 1.0)
-    return Interval(mean=successes / n, low=low, high=high, n=n, method="wilson")
+    return Interval(mean=successes / n, low=low, high=high, n=round(n), method="wilson")
 
 
-def mean_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+def mean_interval(values: ArrayLike, *, clusters: Codes | None = None, confidence: float = CONFIDENCE) -> Interval:
     """Student's interval of a mean: m +- t(n - 1) s / sqrt(n), s with the divisor n - 1.
 
     For binary outcomes `wilson` is better (`run_interval` chooses). One value has a mean and no interval.
@@ -91,16 +98,25 @@ def mean_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Inter
     """
     data = _finite(values)
     mean = float(data.mean())
-    low, high = _bounds(mean, (_term(data),), confidence)
-    return Interval(mean=mean, low=low, high=high, n=data.size, method="t over items")
+    low, high = _bounds(mean, (_term(data, clusters),), confidence)
+    return Interval(mean=mean, low=low, high=high, n=data.size, method=f"t over {_drawn(clusters)}")
 
 
-def run_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """The interval of one run's mean over items: `wilson` for binary outcomes, else `mean_interval`."""
+def run_interval(values: ArrayLike, *, clusters: Codes | None = None, confidence: float = CONFIDENCE) -> Interval:
+    """The interval of one run's mean over items: `wilson` for binary outcomes, else `mean_interval`.
+
+    Where items share sources, Wilson's is that of as many independent items as they are worth (`effective_size`).
+    """
     data = _finite(values)
-    if is_binary(data):
+    if not is_binary(data):
+        return mean_interval(data, clusters=clusters, confidence=confidence)
+    if clusters is None:
         return wilson(float(data.sum()), data.size, confidence=confidence)
-    return mean_interval(data, confidence=confidence)
+    mean, size = float(data.mean()), effective_size(data, clusters, confidence=confidence)
+    if size is None:
+        return Interval(mean=mean, low=None, high=None, n=data.size, method="unknown: a single cluster")
+    found = wilson(mean * size, size, confidence=confidence)
+    return replace(found, mean=mean, n=data.size, method="wilson over clusters")
 
 
 # --------------------------------------------------------------------------------------- two runs, the same items
@@ -121,7 +137,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * float(_special().bdtr(min(only_a, only_b), total, 0.5))) if total else 1.0
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDENCE) -> Difference:
+def paired_difference(
+    a: ArrayLike, b: ArrayLike, *, clusters: Codes | None = None, confidence: float = CONFIDENCE
+) -> Difference:
     """Mean of a - b over items that both runs answered, for these two runs (or these two means of runs).
 
     Binary outcomes: p by exact McNemar; the interval is Bonett and Price's: with one item added to each kind of
@@ -132,6 +150,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
 
     Other outcomes: Student's interval and test of the item differences.
 
+    Where items share sources: p by `sign_flips` for binary outcomes, and shares of as many independent items as the
+    differences are worth in Bonett and Price's interval; for others the spread of sources.
+
     Example:
         >>> found = paired_difference([1, 1, 1, 0], [0, 0, 1, 0])
         >>> found.mean, found.p
@@ -141,24 +162,26 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, confidence: float = CONFIDE
     assert first.shape == second.shape, "paired outcomes have one value an item each"
     n = first.size
     if not (is_binary(first) and is_binary(second)):
-        return _difference(float((first - second).mean()), (_term(first - second),), n, "paired t", confidence)
+        test = "paired t" if clusters is None else "paired t over clusters"
+        return _difference(float((first - second).mean()), (_term(first - second, clusters),), n, test, confidence)
     only_a, only_b = int(((first == 1) & (second == 0)).sum()), int(((first == 0) & (second == 1)).sum())
-    p1, p2 = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    half = _normal_quantile(confidence) * math.sqrt((p1 + p2 - (p1 - p2) ** 2) / (n + 2))
-    return Difference(
-        mean=(only_a - only_b) / n,
-        low=max(p1 - p2 - half, -1.0),
-        high=min(p1 - p2 + half, 1.0),
-        p=mcnemar(only_a, only_b),
-        n=n,
-        test="exact McNemar",
-    )
+    p, test, size = mcnemar(only_a, only_b), "exact McNemar", float(n)
+    if clusters is not None:
+        p, test = sign_flips(_sums(first - second, clusters)), "exact sign flips of clusters"
+        worth = effective_size(first - second, clusters, confidence=confidence)
+        if worth is None:
+            return Difference(mean=(only_a - only_b) / n, low=None, high=None, p=None, n=n, test=test)
+        size = worth
+    p1, p2 = (only_a * size / n + 1) / (size + 2), (only_b * size / n + 1) / (size + 2)
+    half = _normal_quantile(confidence) * math.sqrt((p1 + p2 - (p1 - p2) ** 2) / (size + 2))
+    low, high = max(p1 - p2 - half, -1.0), min(p1 - p2 + half, 1.0)
+    return Difference(mean=(only_a - only_b) / n, low=low, high=high, p=p, n=n, test=test)
 
 
 # ------------------------------------------------------------------------------------------------ several seeds
 
 
-def mean_over_seeds(outcomes: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
+def mean_over_seeds(outcomes: ArrayLike, *, clusters: Codes | None = None, confidence: float = CONFIDENCE) -> Interval:
     """The mean of a method's score over seeds and items; `outcomes` has a row per seed, a column per item.
 
     se^2 = s^2(seed means) / S + s^2(items of the seed-averaged outcomes) / n: the variance of a two-way layout whose
@@ -175,19 +198,24 @@ def mean_over_seeds(outcomes: ArrayLike, *, confidence: float = CONFIDENCE) -> I
     """
     data = _matrix(outcomes)
     if len(data) == 1:
-        return run_interval(data[0], confidence=confidence)
+        return run_interval(data[0], clusters=clusters, confidence=confidence)
     binary, mean, n = is_binary(data), float(data.mean()), data.shape[1]
     if binary and (mean in (0.0, 1.0)):
-        return wilson(mean * n, n, confidence=confidence)
-    terms = (_term(data.mean(axis=1)), _term(data.mean(axis=0)))
+        return run_interval(data[0], clusters=clusters, confidence=confidence)
+    terms = (_term(data.mean(axis=1)), _term(data.mean(axis=0), clusters))
     low, high = _bounds(mean, terms, confidence)
     if binary and low is not None and high is not None:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Interval(mean=mean, low=low, high=high, n=n, method="t over seeds and items")
+    return Interval(mean=mean, low=low, high=high, n=n, method=f"t over seeds and {_drawn(clusters)}")
 
 
 def paired_over_seeds(
-    a: ArrayLike, b: ArrayLike, *, seedless_b: bool = False, confidence: float = CONFIDENCE
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    seedless_b: bool = False,
+    clusters: Codes | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Difference:
     """Mean of a - b for two methods with several seeds each, scored on the same items.
 
@@ -202,6 +230,7 @@ def paired_over_seeds(
         a: A row per seed, a column per item.
         b: The same for the other method, or one row.
         seedless_b: `b` depends on no seed (a bare model): its one row has no seed term.
+        clusters: For each item the number of its source; None: no two share one.
         confidence: Of the interval.
     """
     first, second = _matrix(a), _matrix(b)
@@ -209,13 +238,13 @@ def paired_over_seeds(
     assert len(first) > 1 and (len(second) > 1 or seedless_b), "one seed says nothing about a method"
     mean_a, mean_b = first.mean(axis=0), second.mean(axis=0)
     if is_binary(mean_a) and is_binary(mean_b):
-        return paired_difference(mean_a, mean_b, confidence=confidence)
+        return paired_difference(mean_a, mean_b, clusters=clusters, confidence=confidence)
     difference = mean_a - mean_b
     seeds = _term(first.mean(axis=1))
     if not seedless_b:
         seeds = _welch(seeds, _term(second.mean(axis=1)))
-    mean, terms = float(difference.mean()), (seeds, _term(difference))
-    return _difference(mean, terms, difference.size, "t over seeds and items", confidence)
+    mean, terms = float(difference.mean()), (seeds, _term(difference, clusters))
+    return _difference(mean, terms, difference.size, f"t over seeds and {_drawn(clusters)}", confidence)
 
 
 def holm(p_values: Sequence[float | None], *, family: int | None = None) -> list[float | None]:
@@ -259,8 +288,19 @@ class _Term:
     freedom: float
 
 
-def _term(values: Array) -> _Term:
+def _drawn(clusters: Codes | None) -> str:
+    return "items" if clusters is None else "clusters"
+
+
+def _sums(values: Array, clusters: Codes) -> Array:
+    return np.bincount(clusters, weights=values).astype(np.float64)
+
+
+def _term(values: Array, clusters: Codes | None = None) -> _Term:
     """The squared standard error of a mean."""
+    if clusters is not None:
+        found = squared_error(values, clusters)
+        return _Term(0.0, 0) if found is None else _Term(found, count(clusters) - 1)
     return _Term(float(values.var(ddof=1)) / values.size, values.size - 1) if values.size > 1 else _Term(0.0, 0)
 
 

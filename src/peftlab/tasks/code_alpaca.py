@@ -1,0 +1,5 @@
+"""A row of Code Alpaca, or of HumanEval or MBPP: see `_code.either`."""
+
+from peftlab.tasks._code import either as convert
+
+__all__ = ["convert"]

@@ -1,0 +1,5 @@
+"""A row of MBPP's sanitized version: see `_code.described`."""
+
+from peftlab.tasks._code import described as convert
+
+__all__ = ["convert"]

@@ -85,7 +85,7 @@ def _arm(kill: str, count: int) -> None:
     elif kill == "setup":
         adapting.adapt = _nth(count, _die, adapting.adapt)
     elif kill == "validation":
-        grading.grade = _nth(count, _die, grading.grade)
+        grading.graded = _nth(count, _die, grading.graded)
     elif kill == "record":
         ending.settle = _nth(count, _die, ending.settle)
     elif kill == "checkpoint":

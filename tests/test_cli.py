@@ -143,7 +143,7 @@ def test_evaluate_splits_runs_from_settings(
     folder = experiment("lora/r=8")
     assert main(["evaluate", folder, "abcd", "generation.max_new_tokens=5", "--task", "t", "--checkpoint", "50"]) == 0
     assert [references for references, _ in calls] == [[folder, "abcd"]]
-    asked = {"task": "t", "benchmark": (), "checkpoint": "50"}
+    asked = {"task": "t", "benchmark": (), "checkpoint": "50", "tell_stored": False}
     assert calls[0][1] == {**asked, "overrides": {"generation.max_new_tokens": 5}}
     assert "0.750 +- 0.050" in capsys.readouterr().out
     assert main(["evaluate", "abcd", "--json"]) == 0

@@ -242,7 +242,7 @@ def test_every_form_of_row_is_taken_apart() -> None:
     found = rows_of_sets.ending(ending)
     assert found["activity"] == "Sport"
     assert found["question"] == "Sport: How to run. Tie a shoe. Pull it tight."
-    assert found["choices"][:2] == ["Then go.", "Sit down.. Rest."]
+    assert found["choices"][:2] == [" Then go.", "Sit down.. Rest."]
     blank = multiple(
         "Please choose the correct answer to fill in the blank to complete the given sentence",
         "The cup did not fit the box as _ was big.",

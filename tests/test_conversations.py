@@ -35,7 +35,7 @@ from peftlab.rows.tokenise import TokenRow, chat_prompt, cut, encode, prompt_ids
 from peftlab.scores import evaluation
 from toy_tokenizers import byte_pairs
 
-ROWS = Path(__file__).parent / "cases" / "rows" / "conversations.jsonl"
+ROWS = Path(__file__).parent / "cases" / "conversations.jsonl"
 TURNS = {
     "system": "{content}\n",
     "user": "Q: {content}\n",

@@ -643,7 +643,7 @@ def test_the_template_of_gsm8k_on_a_real_row(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_shipped_file_of_conversations_runs_on_own_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = Path(__file__).parent / "cases" / "rows" / "conversations.jsonl"
+    rows = Path(__file__).parent / "cases" / "conversations.jsonl"
     (folder / "talks.jsonl").write_bytes(rows.read_bytes())
     words = ["task.train.dataset=./talks.jsonl", "model.id=./model", "model.dtype=float32", "train.mixed_precision=no"]
     words += ["optim.optimizer=AdamW", "data.max_length=400", "train.num_train_epochs=1", "data.retention=null"]

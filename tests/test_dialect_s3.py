@@ -98,7 +98,11 @@ def test_an_evaluation_file_becomes_a_run_whose_answers_are_graded_here(tmp_path
     assert means(record) == pytest.approx({"acc_s3": 3 / 6, "acc": 2 / 6, "acc_strict": 1 / 6})
     assert found.metrics["acc_s3"].standard_error == pytest.approx((0.25 * 6 / 5 / 6) ** 0.5)
     assert found.baselines == {"baseline_constant_answer": pytest.approx(4 / 6)}
-    assert found.grader == {"name": "option", "modes": ["s3", "first", "strict"], "version": 1}
+    assert found.grader == {
+        "name": "option",
+        "modes": ["s3", "first", "strict"],
+        "version": find("graders", "option").version,
+    }
     assert record.spec["optim"] == {"learning_rate": 5e-05, "weight_decay": 0.01, "warmup_steps": 100}
     assert record.spec["adapter"]["target_modules"] == ["q_proj", "v_proj"]
     assert found.settings["generation"]["num_beams"] == 8

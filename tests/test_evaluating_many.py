@@ -228,7 +228,7 @@ def test_a_model_needs_the_test_rows_alone(tmp_path: Path) -> None:
     (tmp_path / "task" / "valid.jsonl").unlink()
     found = [one for one in evaluate([model], tmp_path / "results", task=str(task)) if isinstance(one, Evaluated)]
     assert [one.evaluation.num_items for one in found] == [12]
-    with pytest.raises(UserError, match="train"):
+    with pytest.raises(UserError, match="has no file for split"):
         evaluate([model], tmp_path / "results", task=str(task), overrides={"generation.few_shot": 1})
 
 

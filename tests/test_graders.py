@@ -38,6 +38,10 @@ def grader_modes(name: str) -> tuple[str, ...]:
     return modes
 
 
+GRADERS = sorted({*protocols.names("graders")} - {"program"})
+"""Whose cases are of one form; a program's are in test_program.py."""
+
+
 def prediction_of(output: Any) -> Prediction:
     if isinstance(output, str):
         return Prediction(text=output)
@@ -57,7 +61,7 @@ def graded(case: dict[str, Any], grader: protocols.Grader) -> Iterator[tuple[str
         yield mode, grader.grade(prediction_of(case["output"]), example, mode)
 
 
-@pytest.mark.parametrize("name", protocols.names("graders"))
+@pytest.mark.parametrize("name", GRADERS)
 def test_every_grader_agrees_with_its_cases(name: str) -> None:
     grader = protocols.find("graders", name)
     cases = cases_of(name)
@@ -74,7 +78,7 @@ def test_every_grader_agrees_with_its_cases(name: str) -> None:
         assert {case[mode] for case in cases if mode in case} >= {True, False}
 
 
-@pytest.mark.parametrize("name", protocols.names("graders"))
+@pytest.mark.parametrize("name", GRADERS)
 def test_every_grader_refuses_an_unknown_mode_and_sums_up_nothing(name: str) -> None:
     grader = protocols.find("graders", name)
     case = cases_of(name)[0]

@@ -15,8 +15,8 @@ ROOT = Path(peftlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "core", "base", "manager"}
 MAY_CATCH_ALL = {"store.py", "tracking.py", "candidate.py", "checker.py"}
-"""`store.claim` records how a run ended, and re-raises; a tracker that fails is said once and left out; a program that a
-model wrote may raise anything, and that is its outcome."""
+"""`store.claim` records how a run ended, and re-raises; a tracker that fails is said once and left out; a program that
+a model wrote may raise anything, and that is its outcome."""
 
 METHOD_NAMES = ("adalora", "lora_", "ia3", "prefix_tuning", "prompt_tuning", "gsm8k", "mrpc", "openbookqa", "smollm")
 MAY_NAME_METHODS = ("methods", "tasks", "cli", "engines", "graders", "dialects", "trackers", "starts")

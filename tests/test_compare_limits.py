@@ -153,6 +153,7 @@ def test_many_arms_are_compared_with_the_best_and_the_bar_only(lab: Lab, count: 
     assert any("compared with the best arm" in note for note in table.notes)
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_in_seconds(tmp_path: Path) -> None:
     """Every arm reads the same few files: writing ten thousand would be most of the test."""
     lab = Lab(tmp_path, num_items=200)

@@ -245,6 +245,7 @@ def mirror() -> Path:
     return Path(os.environ.get("PEFTLAB_MIRROR") or ROOT.parent / "shared" / "data")
 
 
+@pytest.mark.slow
 def test_gold_solutions_score_full_marks_and_wrong_ones_none() -> None:
     files = [mirror() / "gsm8k" / f"{part}.jsonl.gz" for part in ("train", "test")]
     if not all(file.is_file() for file in files):

@@ -237,10 +237,12 @@ def runner() -> Iterator[Runner]:
     running.close()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("riemannian", "PagedAdamW32bit")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("lora-fa", "AdamW8bit", "riemannian", "PagedAdamW32bit")
+]
 
 
-@pytest.mark.parametrize("name", ["lora+", "lora-fa", "AdamW8bit", *SLOW])
+@pytest.mark.parametrize("name", ["lora+", *SLOW])
 def test_killed_run_resumes_to_the_same_bytes(runner: Runner, tmp_path: Path, name: str) -> None:
     if name.lower().endswith("bit"):
         pytest.importorskip("bitsandbytes")

@@ -51,7 +51,9 @@ def runner() -> Iterator[Runner]:
     running.close()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[] if name == "lora" else [pytest.mark.slow]) for name in CASES]
+)
 def test_two_processes_equal_one_at_the_same_global_batch(runner: Runner, tmp_path: Path, case: str) -> None:
     """42 rows in steps of 4: in the last step of a pass the second process has no rows at all."""
     kind = "classify" if case == "classifier" else "generate"
@@ -94,7 +96,7 @@ def test_every_row_is_taken_once_whatever_the_number_of_processes() -> None:
     assert per_step[1] == per_step[2] == per_step[3]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_launch_and_the_next_one_goes_on(runner: Runner, tmp_path: Path, victim: int) -> None:
     folder = toy.write_experiment(tmp_path, train={"max_steps": 8, "eval_steps": 4})
     assert runner.launch(2, folder, tmp_path / "whole", overrides=TWO) == [0, 0]

@@ -327,6 +327,7 @@ def runner() -> Iterator[Runner]:
     running.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", first("bnb-nf4"))
 def test_a_killed_run_resumes_to_the_same_bytes(runner: Runner, tmp_path: Path, shapes: Path, method: str) -> None:
     folder = experiment(tmp_path, shapes, method, train={"eval_steps": 3, "max_steps": 6})

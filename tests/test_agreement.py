@@ -310,6 +310,10 @@ GOOD = Told(items=50, same=48, chance=0.02, misplaced=0, changed=30, seen=29, hi
         ({"seen": 3, "hidden": 27}, "of 30 answers that the training changed, 27 are the starting model's"),
         ({"seen": 23, "hidden": 7}, "only 23 show it"),
         ({"changed": 0, "seen": 0}, "cannot be seen"),
+        ({"changed": 5, "seen": 0}, "none of the 5 answers"),
+        # with nine crossed pairs the chance of a pair is 9/2450, of one among 49 others 0.166; to the ninth 1e-7
+        ({"same": 41, "misplaced": 9, "chance": 9 / 2450}, "9 of the others are its answers to other items"),
+        ({"same": 49, "misplaced": 1, "chance": 1 / 2450}, None),
         # 45 of 50 alike: P(X >= 45) is 2e-9 where half of all pairs are alike, and 0.6 where nine tenths are
         ({"same": 45, "chance": 0.5}, None),
         ({"same": 45, "chance": 0.9}, "that shows nothing"),

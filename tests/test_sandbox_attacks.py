@@ -31,7 +31,15 @@ def usable(user: int, way: str) -> None:
         pytest.skip("bubblewrap is not installed")
 
 
-@pytest.fixture(scope="module", params=[(user, way) for user in USERS for way in WAYS], ids="-".join)
+SWEEPS = [
+    pytest.param((user, way), marks=[pytest.mark.slow if (user == "root") == (way == "kernel") else pytest.mark.full])
+    for user in USERS
+    for way in WAYS
+]
+"""Each user and each way in the slow tier, the other two pairings in the full one."""
+
+
+@pytest.fixture(scope="module", params=SWEEPS, ids="-".join)
 def sweep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """All attacks at once, with right programs among them, as one user in one way."""
     user, way = request.param
@@ -55,7 +63,6 @@ def sweep(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_attack_fails(sweep: dict[str, Any], name: str) -> None:
     wanted = next(one.kinds for one in arena.ATTACKS if one.name == name)
@@ -63,7 +70,6 @@ def test_an_attack_fails(sweep: dict[str, Any], name: str) -> None:
     assert kind in wanted, detail
 
 
-@pytest.mark.slow
 def test_the_machine_is_as_before(sweep: dict[str, Any]) -> None:
     assert sweep["reached"] == []
     assert sweep["left"] == []
@@ -71,7 +77,6 @@ def test_the_machine_is_as_before(sweep: dict[str, Any]) -> None:
     assert sweep["canary"] == "a secret of the user"
 
 
-@pytest.mark.slow
 def test_right_programs_among_them_pass(sweep: dict[str, Any]) -> None:
     assert [one for one in sweep["right"] if one[0] != "passed"] == []
 

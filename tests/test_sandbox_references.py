@@ -23,8 +23,6 @@ MIRROR = Path(os.environ.get("PEFTLAB_MIRROR") or Path(__file__).parents[2] / "s
 SECONDS = 20.0
 """HumanEval's solutions on two cores."""
 
-pytestmark = pytest.mark.slow
-
 
 def rows(folder: str) -> list[dict[str, Any]]:
     files = sorted((MIRROR / folder).glob("*.jsonl.gz"))
@@ -70,14 +68,21 @@ def not_passed(found: list[Outcome]) -> dict[int, Outcome]:
     return {position: one for position, one in enumerate(found) if one.kind != "passed"}
 
 
-@pytest.mark.parametrize("way", ["bubblewrap", "kernel"])
-@pytest.mark.parametrize(("programs", "count"), [(human_eval, 164), (mbpp, 974), (sanitized, 427)])
+PUBLISHED = [(human_eval, 164), (mbpp, 974), (sanitized, 427)]
+SLOW = [pytest.param(*one, "kernel", marks=pytest.mark.slow) for one in PUBLISHED]
+FULL = [pytest.param(*one, "bubblewrap", marks=pytest.mark.full) for one in PUBLISHED[1:]]
+
+
+@pytest.mark.parametrize(
+    ("programs", "count", "way"), [*SLOW, *FULL, pytest.param(human_eval, 164, "bubblewrap", marks=pytest.mark.slow)]
+)
 def test_every_published_solution_passes(programs: Any, count: int, way: ways.Way) -> None:
     asked = programs()
     assert len(asked) == count
     assert not_passed(outcomes(asked, way)) == {}
 
 
+@pytest.mark.slow
 def test_none_passes_that_is_empty_truncated_or_another_tasks() -> None:
     asked = rows("humaneval")
     spoilt = []
@@ -112,6 +117,7 @@ class Flip(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+@pytest.mark.slow
 def test_one_flipped_operator_fails() -> None:
     spoilt = []
     for row in rows("humaneval"):
@@ -138,10 +144,12 @@ def busy() -> Iterator[None]:
         one.wait()
 
 
+@pytest.mark.slow
 def test_a_busy_machine_changes_no_outcome(busy: None) -> None:
     assert not_passed(outcomes(human_eval())) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["bubblewrap", "kernel"])
 def test_the_solutions_run_in_time(way: ways.Way) -> None:
     if os.getloadavg()[0] > 1:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ MODES = ("bigcode", "chat")
 STOP_WORDS_OF_FUNCTIONS = ("\nclass", "\ndef", "\n#", "\n@", "\nprint", "\nif", "\n```", "<file_sep>")
 STOP_WORDS_OF_DESCRIPTIONS = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
 _TRIALS = {"a right program": 1, "a wrong one": 2}
-_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^[ \t]*(```|~~~)[^\n`]*\n(.*?)(?:^[ \t]*\1|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def tests_of(example: Example) -> tuple[str, str, str | None]:
@@ -78,7 +79,7 @@ def cut(text: str, entry: str | None) -> str:
 
 
 def _block(text: str, tests: str, entry: str | None) -> str | None:
-    blocks = [match[1] for match in _BLOCK.finditer(text)]
+    blocks = [textwrap.dedent(match[2]) for match in _BLOCK.finditer(text)]  # a block in a list is indented
     holding = [block for block in blocks if _defines(block, tests, entry)]
     if blocks:
         return (holding or blocks)[-1]
@@ -166,7 +167,7 @@ def grade(prediction: Prediction, example: Example, mode: str) -> Grade:
 
 
 PLUGIN = Grader(
-    version=1,
+    version=2,
     metric="pass@1",
     modes=MODES,
     grade=grade,

@@ -8,6 +8,7 @@ model wrote itself; the harness does, without isolation, so it is only started f
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -88,9 +89,11 @@ def save(found: Sequence[Evaluated], store: RunStore, path: Path) -> list[Saved]
         one = event.evaluation
         parts = [path.stem, one.task]
         if counts[one.task] > 1:
-            parts += [safe_name(Path(str(event.of)).stem), str(one.checkpoint)]
+            parts += [safe_name("--".join(re.findall(r"[\w.=+-]+", str(event.of))).lstrip(".-")), str(one.checkpoint)]
         programs = _programs(one, _folder(event, store))
         target = path.with_name("_".join(parts) + ".json")
+        if any(target == saved.path for saved in result):
+            raise UserError(f"two evaluations would be written to {target}", fix="save those of one run at a time")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, json.dumps(programs))

@@ -31,7 +31,7 @@ def _kind(seen: Seen, limits: Limits) -> tuple[Kind, str]:
         return "lost", "its tests gave no verdict"
     if kind == "lost" and seen.program and not seen.killed:
         if seen.program.code == 128 + signal.SIGKILL:
-            return "memory", "the system killed its process, as it does when memory runs out"
+            return "memory", "its process was killed, as the system does when memory runs out"
         return "lost", f"{report['detail']}{_how(seen.program)}"
     return kind, report["detail"]
 

@@ -208,6 +208,17 @@ def unlike(told: Told, *, model: str, engine: str, reference: str) -> UserError 
             fix="serve the same weights in the same precision, without sampling defaults of its own "
             "(docs/endpoints.md); endpoint.model and endpoint.base_model say who is asked",
         )
+    if told.changed is not None and told.seen == told.hidden == 0:
+        return UserError(
+            f"{alike}, but none of the {told.changed} answers that the training changed shows the trained weights",
+            fix=f"score this one with generation.engine={reference}, or on more rows",
+        )
+    by_chance = 1.0 - (1.0 - told.chance) ** (told.items - 1)  # that an answer is one of those to the other items
+    if told.misplaced and float(binom.sf(told.misplaced - 1, told.items - told.same, by_chance)) < LEVEL:
+        return UserError(
+            f"{alike}, and {told.misplaced} of the others are its answers to other items: they reach the wrong prompts",
+            fix="does the server, or a proxy before it, keep the order and the index of its answers?",
+        )
     if float(binom.sf(told.same - 1, told.items, told.chance)) > LEVEL:
         return UserError(
             f"{alike}, but answers to different items are alike too (a share of {told.chance:.2f}): that shows nothing",

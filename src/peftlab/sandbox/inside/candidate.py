@@ -34,7 +34,7 @@ def main(limit: int) -> None:
     sys.modules["program"] = module
     served = _Served(module, limit)
     try:
-        compiled = compile(code, "<program>", "exec")
+        compiled = compile(code, "<program>", "exec", dont_inherit=True)  # not this file's __future__
     except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError) as error:
         # null bytes are a ValueError, nesting that the parser gives up on a MemoryError or RecursionError
         served.reply(("syntax", f"{type(error).__name__}: {error}"[:500]))

@@ -44,7 +44,7 @@ def verdict(tests: str, entry: str | None, connection: remote.Connection) -> tup
     try:
         try:
             tree = ast.parse(tests)
-            compiled = compile(tests, "<tests>", "exec")
+            compiled = compile(tests, "<tests>", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError) as error:
             return "lost", f"the tests do not compile: {error}"
         space = {"__name__": "tests", **_known(tree, entry, connection)}

@@ -145,6 +145,7 @@ ENDINGS = {
     "truncated": ("syntax", "def f(x):\n    return 2 * (x"),
     "empty": ("exception", ""),
     "raises": ("exception", "def f(x):\n    return {}[x]\n"),
+    "names what is not there in an annotation": ("exception", "def f(x: List[int]):\n    return 2 * x\n"),
     "raises when read": ("exception", "import no_such_module\n"),
     "its own assertion": ("exception", "def f(x):\n    assert False, 'mine'\n"),
     "loops": ("timeout", "def f(x):\n    while True: pass\n"),
@@ -223,6 +224,12 @@ def test_statements_see_the_programs_names_objects_and_changes() -> None:
     )
 
 
+def test_a_program_cannot_end_a_loop_of_its_tests() -> None:
+    code = "class R:\n    def __getitem__(self, key): raise StopIteration\ndef f(x):\n    return R()\n"
+    (found,) = outcomes(Program(code=code, tests="assert all(map(lambda p: f(p[0])[0] == p[1], [(1, 2)]))"))
+    assert (found.kind, "StopIteration" in found.detail) == ("exception", True)
+
+
 @pytest.mark.slow
 def test_tests_that_never_end_and_tests_that_are_none() -> None:
     right = "def f(x):\n    return 2 * x\n"
@@ -256,6 +263,7 @@ def test_a_pass_needs_the_secret_and_every_limit() -> None:
     late = nursing.Ending(code=0, cpu_seconds=LIMITS.cpu_seconds + 0.01)
     assert kind(program=late) == kind(tests=late) == "timeout"
     assert kind(program=nursing.Ending(code=128 + signal.SIGXCPU, cpu_seconds=None)) == "timeout"
+    assert kind(program=nursing.Ending(code=128 + signal.SIGKILL, cpu_seconds=None)) == "timeout"
     lost = {"kind": "lost", "detail": "the program's process ended"}
     assert kind(report=lost, program=nursing.Ending(code=128 + signal.SIGKILL, cpu_seconds=1.0)) == "memory"
     assert kind(report=lost, program=nursing.Ending(code=0, cpu_seconds=1.0)) == "lost"

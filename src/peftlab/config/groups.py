@@ -277,7 +277,9 @@ class EndpointSettings(Settings):
             address = urlsplit(self.url)
             if address.username is not None or address.password is not None:  # not repeated: it may be a password
                 raise ValueError("url holds a name or a key; keys come from a variable: api_key_variable=NAME")
-            if address.scheme not in ("http", "https") or not address.hostname or address.query or address.fragment:
+            if address.query or address.fragment:  # nor are these
+                raise ValueError("url holds a query or a fragment (? or #): only the address, please")
+            if address.scheme not in ("http", "https") or not address.hostname:
                 raise ValueError(f"url = {self.url!r} is no address such as http://localhost:8000/v1")
         variable = self.api_key_variable
         if variable is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable, re.ASCII):

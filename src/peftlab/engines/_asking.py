@@ -52,6 +52,13 @@ class Server:
     retries: int
     seed: int
 
+    def shown(self, text: str) -> str:
+        """A server's words, fit for a terminal: one line, short, without the key that some servers repeat."""
+        if self.key:
+            text = text.replace(self.key, "[key]")
+        plain = "".join(sign if sign.isprintable() else " " for sign in text)
+        return " ".join(plain.split())[:_SHOWN_CHARACTERS]
+
 
 class Refused(Exception):
     """The server understood, and says no: asking again would not help.
@@ -121,11 +128,11 @@ class Asking:
         except (TimeoutError, httpx.TimeoutException):
             raise _Trouble(f"no whole answer within {server.timeout_seconds:g} seconds") from None
         except httpx.ConnectError as error:
-            raise _Trouble(f"cannot be reached: {self._shown(str(error))}") from None
+            raise _Trouble(f"cannot be reached: {self._server.shown(str(error))}") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             reason = str(error) or type(error).__name__
-            raise _Trouble(f"the connection broke before the answer was whole: {self._shown(reason)}") from None
-        said = self._shown(_words_of(content))
+            raise _Trouble(f"the connection broke before the answer was whole: {self._server.shown(reason)}") from None
+        said = self._server.shown(_words_of(content))
         if status in _AGAIN:
             raise _Trouble(f"status {status}: {said}", wait_seconds=_asked_wait(headers.get("retry-after")))
         if status in _NO_KEY:
@@ -152,13 +159,6 @@ class Asking:
                         f"{url}: its answer has more than {_MOST_BYTES} bytes", fix="is this a server of completions?"
                     )
             return answer.status_code, answer.headers, bytes(content)
-
-    def _shown(self, text: str) -> str:
-        """A server's words, fit for a terminal: one line, short, without the key that some servers repeat."""
-        if self._server.key:
-            text = text.replace(self._server.key, "[key]")
-        plain = "".join(sign if sign.isprintable() else " " for sign in text)
-        return " ".join(plain.split())[:_SHOWN_CHARACTERS]
 
 
 @asynccontextmanager

@@ -284,7 +284,7 @@ def _read(
     name = answer.get("model")
     if isinstance(name, str) and name not in (here.endpoint.model, here.endpoint.model.partition(":")[0]):
         raise UserError(
-            f"{here.server.url}: asked for '{here.endpoint.model}', it answers as '{name}'",
+            f"{here.server.url}: asked for '{here.endpoint.model}', it answers as '{here.server.shown(name)}'",
             fix="name the model that is to be scored: endpoint.model=...",
         )
     each, rest = divmod(len(found), len(request.prompts))
@@ -331,7 +331,7 @@ def _same_prompts(here: _Conversation, counted: Any, request: _Request) -> None:
 
 def _malformed(here: _Conversation, what: str) -> UserError:
     return UserError(
-        f"{here.server.url}/completions: its answer is none of the protocol: {what}",
+        f"{here.server.url}/completions: its answer is none of the protocol: {here.server.shown(what)}",
         fix="ask a server of OpenAI's completions, such as vLLM, SGLang or llama.cpp (docs/endpoints.md)",
     )
 

@@ -84,7 +84,7 @@ def save(found: Sequence[Evaluated], store: RunStore, path: Path) -> list[Saved]
     if not chosen:
         raise UserError("no answer to what was scored is a program", fix="score a task whose grader runs programs")
     counts = Counter(event.evaluation.task for event in chosen)
-    result = []
+    result: list[Saved] = []
     for event in chosen:
         one = event.evaluation
         parts = [path.stem, one.task]

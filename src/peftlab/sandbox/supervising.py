@@ -20,7 +20,7 @@ from peftlab.sandbox.limits import Limits
 from peftlab.sandbox.nursing import Ending, Nursery, NurseryError
 from peftlab.sandbox.programs import Program
 
-_GRACE_SECONDS = 0.5
+_GRACE_SECONDS = 5.0
 """For a box to end by itself once the verdict is there, so that its CPU time is known."""
 _REPORT_BYTES = 8192
 _START_SECONDS = 30.0

@@ -33,6 +33,8 @@ def _kind(seen: Seen, limits: Limits) -> tuple[Kind, str]:
         if seen.program.code == 128 + signal.SIGKILL:
             return "memory", "its process was killed, as the system does when memory runs out"
         return "lost", f"{report['detail']}{_how(seen.program)}"
+    if kind == "passed" and (seen.program is None or seen.program.cpu_seconds is None):
+        return "timeout", "it went on when its tests were through and had to be killed: what it used is not known"
     return kind, report["detail"]
 
 

@@ -89,8 +89,8 @@ class _Served:
         operation, *parts = request
         try:
             answer = ("ok", *_OPERATIONS[operation](self, *parts))
-        except StopIteration:
-            answer = ("stop",)
+        except StopIteration as error:
+            answer = ("stop",) if operation == "next" else _raised(RuntimeError(f"StopIteration: {error}"))
         except BaseException as error:
             answer = _raised(error)
         self.reply(answer)

@@ -351,6 +351,10 @@ def test_what_the_protocol_has_no_word_for_is_refused() -> None:
             check(url, GenerationSettings.model_validate(settings))
     with pytest.raises(UserError, match=r"endpoint\.extra_body sets max_tokens, stop"):
         check(EndpointSettings(url="http://h/v1", extra_body={"stop": [], "max_tokens": 1}), GenerationSettings())
+    everything = EndpointSettings(url="http://h/v1", extra_body={"top_k": 0})
+    check(everything, GenerationSettings())
+    with pytest.raises(UserError, match=r"endpoint\.extra_body sets top_k"):
+        check(everything, GenerationSettings(do_sample=True, top_k=5))
     with pytest.raises(UserError, match="no server is named"):
         check(EndpointSettings(), GenerationSettings())
     with pytest.raises(UserError, match="would put its own marks around ours"):

@@ -24,7 +24,7 @@ from peftlab.errors import UserError, unknown_name
 from peftlab.protocols import Completion, Engine, Prompt, Session
 
 _OURS = frozenset(
-    ("model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "seed", "stream", "echo", "best_of")
+    ("model", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "seed", "stream", "echo", "best_of")
 )
 _CHUNKS = 8
 """Prompts that are handed over together, as a multiple of what is under way at once: the rest waits at each end."""
@@ -67,7 +67,7 @@ def _check(endpoint: Any, generation: Any) -> None:
                 f"generation.{name} = {getattr(generation, name)}: the completions protocol has no such setting",
                 fix="use generation.engine=hf, or leave it out",
             )
-    reserved = sorted(_OURS.intersection(endpoint.extra_body))
+    reserved = sorted((_OURS | ({"top_k"} if generation.top_k else set())).intersection(endpoint.extra_body))
     if reserved:
         raise UserError(
             f"endpoint.extra_body sets {', '.join(reserved)}, which the other settings say", fix="leave them out there"

@@ -336,6 +336,28 @@ def test_an_evaluation_survives_the_end_of_its_nursery(monkeypatch: pytest.Monke
     assert arena.survivors() == set()
 
 
+@pytest.mark.parametrize(("times", "kind"), [(1, "passed"), (3, "lost")])
+def test_tests_without_a_verdict_are_run_again(monkeypatch: pytest.MonkeyPatch, times: int, kind: str) -> None:
+    """The tests' box ends as when the system kills it for memory, or bubblewrap cannot make it."""
+    way = isolating()
+    if way is None:
+        pytest.skip("nothing isolates processes here")
+    asked = []
+    first = supervising.supervise
+
+    def supervise(*given: Any) -> Seen:
+        seen = first(*given)
+        asked.append(seen)
+        if len(asked) <= times:
+            seen.report, seen.tests = None, nursing.Ending(code=1, cpu_seconds=None)
+        return seen
+
+    monkeypatch.setattr(running, "supervise", supervise)
+    program = Program(code="def f(x):\n    return 2 * x\n", tests=TESTS, entry="f")
+    ((_, found),) = running.run_in(way, [program], LIMITS, workers=1)
+    assert (found.kind, len(asked)) == (kind, min(times + 1, 3))
+
+
 def test_an_evaluation_that_is_left_early_leaves_nothing() -> None:
     way = isolating()
     if way is None:

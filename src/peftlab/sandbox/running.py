@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -123,7 +124,7 @@ class _Nurseries:
             UserError: None could, several times.
         """
         why = ""
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self.nursery = self.nursery or Nursery(self.way, self.without)
                 if self.stopped:
@@ -132,7 +133,7 @@ class _Nurseries:
             except (NurseryError, OSError) as error:
                 why = str(error)
             else:
-                if _could_run(seen):
+                if _could_run(seen) and (attempt == _ATTEMPTS or not _silent(seen, limits)):
                     return seen
                 why = seen.said or "no reason was given"
             self.__exit__()
@@ -146,3 +147,12 @@ def _could_run(seen: Seen) -> bool:
     if not seen.started:
         return seen.waited
     return seen.report is not None or seen.tests is None or seen.tests.code != box.BROKEN
+
+
+def _silent(seen: Seen, limits: Limits) -> bool:
+    """Whether the tests' box ended without a verdict and without having reached a limit.
+
+    Perhaps the machine failed, and not the program: it is run again. A program that brings it about each time fails.
+    """
+    limited = seen.waited or seen.printed > limits.output_bytes
+    return seen.report is None and not limited and seen.tests is not None and seen.tests.code != 128 + signal.SIGXCPU
